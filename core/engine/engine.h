@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+/*
+ * engine: the narrow door between the daemon and the device.
+ *
+ * The only core header that server/ needs for sampling. It names no tensor. The engine loads model directories on its loader thread, runs
+ * jobs on one worker thread per device and reports by events. Ids and plain values cross the wall, never pointers to shared mutable things: what
+ * an event points to is either the receiver's from then on (`take`) or valid for the callback only.
+ *
+ * Life of a job: engine_submit (any thread) -> queued -> EV_STARTED when its first image gets a slot -> EV_IMAGE per image, in order of
+ * completion -> exactly one of EV_DONE, EV_FAILED, EV_CANCELLED. After that the id is forgotten; events never come for a job whose submit failed.
+ */
+#ifndef SITD_ENGINE_H
+#define SITD_ENGINE_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/err.h"
+#include "core/diffusion/sampler.h"
+#include "core/io/model_dir.h"
+
+struct engine;
+struct engine_event;
+
+struct engine_options {
+    const char *models_dir;     // a folder of model directories, or itself one (holds model.json)
+    const char *backend;        // "cpu", "ref"
+    const char *precision;      // "f32", "bf16"
+    int max_rows, threads;      // rows of the largest batch (least 2); 0 threads: kern_threads_allowed()
+    int nice;                   // of compute threads
+    int max_jobs, max_images;   // queue bounds, per model
+    void (*event)(void *ctx, const struct engine_event *); // called on the worker or loader thread; must not block nor call the engine
+    void *ctx;
+};
+
+enum engine_event_kind { EV_MODEL, EV_STARTED, EV_PROGRESS, EV_IMAGE, EV_DONE, EV_FAILED, EV_CANCELLED };
+struct engine_image { // take: free pixels with mem_free
+    int index;                     // image index within the job
+    int width, height, channels;   // channels 1 or 3
+    uint8_t *pixels;               // [height, width, channels]
+};
+struct engine_event {
+    enum engine_event_kind kind;
+    uint64_t job;
+    struct engine_image image;     // EV_IMAGE
+    int evaluations;               // EV_DONE: network evaluations made, all images together
+    double queue_ms, denoise_ms, decode_ms; // EV_DONE: first slot - submit; last image - first slot, less decode; conversion to pixels
+    double progress;               // EV_PROGRESS: 0..1 of the whole job
+    struct err err;                // EV_FAILED (E_TIMEOUT, E_NONFINITE, E_DEVICE, ...); EV_MODEL: status 0 = loaded
+    char model[64];                // EV_MODEL
+};
+
+struct engine_model { // a loaded model's facts; immutable, reference counted
+    char name[64], digest[DIGEST_HEX];
+    struct model_desc desc;        // labels, shapes, step (= version)
+    struct sampler_model sampler;
+    int guide_channels;            // the model's own rule, as a count
+    int image_size, image_channels;
+    size_t device_bytes;
+};
+
+struct engine_job { // what to run; copied by engine_submit
+    char model[64];                // a loaded model's name
+    char digest[DIGEST_HEX];       // "" or the digest that must still be served
+    int n;
+    const int32_t *classes;        // [n]: label id, -1 unconditional (needs class_dropout)
+    uint64_t seed;
+    uint32_t seed_index;           // image i uses stream (seed, seed_index + i)
+    struct sampler_spec sampler;
+    int64_t timeout_ms;            // 0: none
+    int priority;
+    bool progress;                 // wants EV_PROGRESS
+};
+
+struct engine_stats {
+    int jobs, queued_images, running_images, running_rows, max_rows, models_ready, models_loading, models_failed;
+    uint64_t evaluations, batches, steps[SAMPLER_TYPE_COUNT], images_done, images_failed, images_cancelled; // evaluations counts rows
+    uint64_t batch_rows[33];       // histogram: batches of exactly i rows; last: 32 or more
+    double busy_seconds;           // worker time inside steps
+    double row_ms;                 // smoothed milliseconds per row at present load
+    size_t device_bytes;
+    bool device_ok;
+};
+
+int engine_open(struct engine **, const struct engine_options *, struct err *); // starts threads; models load in the background (EV_MODEL each)
+// 0 and *id set, or E_NOTFOUND (param "model"), E_BUSY (queue full; *retry_ms is the computed wait), E_RANGE, E_CONFLICT ("digest")
+int engine_submit(struct engine *, const struct engine_job *, uint64_t *id, int64_t *retry_ms, struct err *);
+void engine_cancel(struct engine *, uint64_t id);   // unknown ids are ignored; EV_CANCELLED follows at the next step if it was alive
+void engine_stats(struct engine *, struct engine_stats *);
+// Borrowed until engine_model_unref. name NULL: the default (the only one, or the one marked default). NULL if none.
+const struct engine_model *engine_model_ref(struct engine *, const char *name);
+void engine_model_unref(const struct engine_model *);
+int engine_model_names(struct engine *, char names[][64], int max); // ready models, sorted
+bool engine_ready(struct engine *);                 // all models found at open are loaded, device fine
+const char *engine_device(struct engine *);         // for people; borrowed, constant
+void engine_stop(struct engine *, bool finish);     // no more submits; finish: run what there is, else cancel it; returns at once
+void engine_close(struct engine *);                 // stops, joins threads, frees; no event after it returns
+
+#endif

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+/*
+ * checkpoint: any weights file as one table of tensors.
+ *
+ * checkpoint_open looks at the first bytes: a PyTorch zip (.pt, .pth, .bin; restricted unpickler, core/io/pt.h), safetensors
+ * (core/io/safetensors.h), or the pre-1.6 torch layout, which is refused with a text that says how to convert it. From a dictionary with "ema"
+ * and "model" the EMA is taken. Prefixes "module." and "_orig_mod." are stripped. Bytes from outside are hostile: every size is checked before
+ * it is used and every failure names the file and the tensor. Thread: any (no globals).
+ */
+#ifndef SITD_CHECKPOINT_H
+#define SITD_CHECKPOINT_H
+#include "core/io/model_dir.h"
+
+struct checkpoint {
+    struct tensor_table table;         // names and data live as long as the checkpoint
+    struct { char *key, *value; } *meta; // safetensors __metadata__ or .pt "args", as text; keys unique
+    int n_meta;
+    const char *format;   // "safetensors", "torch zip"
+    const char *chosen;   // which dictionary was taken: "ema", "model", "" (bare)
+    void *bytes;          // private: the file's bytes
+    void *priv;
+};
+int checkpoint_open(struct checkpoint *, const char *path, struct err *);
+// The same from memory; takes nothing: bytes stay the caller's and must outlive the checkpoint. name is for messages.
+int checkpoint_parse(struct checkpoint *, const void *bytes, size_t n, const char *name, struct err *);
+void checkpoint_close(struct checkpoint *);
+const char *checkpoint_meta(const struct checkpoint *, const char *key); // borrowed; NULL if absent
+
+/*
+ * What a checkpoint proves of its network, by shapes alone (models-and-math 1.10): width, depth, patch, channels, classes, input size,
+ * learn_sigma (output rows against patch and channels). Heads are not stored: 0 here means unknown, else the published width's
+ * (384:6, 768:12, 1024:16, 1152:16, 1280:16). Missing, extra and misshapen tensors are errors that name the tensor; values are not looked at.
+ */
+int arch_infer(struct arch *, const struct tensor_table *, struct err *);
+// Checks the table against an arch: every tensor there with its shape, nothing else (optional ignorable prefixes aside).
+int arch_match(const struct arch *, const struct tensor_table *, struct err *);
+// Order of truth for import: flag, then checkpoint's args, then the published table, else an error that names the flag.
+
+#endif

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: MIT
+/*
+ * kern: numbers in, numbers out.
+ *
+ * A back end ("ref", "cpu", later "cuda") is a table of ops over buffers. Opening one fills the table with the plain C reference
+ * (kernels/ref), then one short function per back end replaces the entries that it beats: a missing fast kernel is slow, never
+ * absent. The reference is the specification: naive, one loop nest an op, kept for ever.
+ *
+ * Names of sizes: R rows (one row = one network evaluation's input), T tokens a row, C width, H heads, D head dim (C = H*D),
+ * P patch side, I input side (T = (I/P)^2), ld = leading dimension in elements.
+ *
+ * Buffers come from k->alloc (zeroed, 64-byte aligned). They are device pointers: the host may add offsets to them, only k->upload
+ * and k->download may move their contents (on the CPU back ends they happen to be host memory). "act" buffers hold
+ * elements of k->act (KERN_F32 or KERN_BF16); everything else is float32: the residual stream, conditioning, modulation, images.
+ *
+ * Invariance (the rule that makes "same seed, same bytes" true): an op's result for a row depends on that row's inputs, never on
+ * R, on the row's place, on the thread count or on other rows. Matrix products therefore run in units of a fixed number of lines that
+ * was given when the layer was made, whatever the number of rows.
+ *
+ * Forward ops take nullable `save_*` outputs (what a backward pass will want); NULL costs nothing.
+ *
+ * Errors: 0, or a negative KERN_E*, with a text in k->why. Ops do not allocate (linear_new, alloc and kern_open do).
+ * Thread: one thread at a time per struct kern; the lanes that k->rows passes to its callback are struct kern of their own.
+ */
+#ifndef KERN_H
+#define KERN_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum kern_status { KERN_OK = 0, KERN_ENOMEM = -1, KERN_EUNSUPPORTED = -7, KERN_EDEVICE = -9, KERN_ETHREAD = -14 };
+enum kern_dtype { KERN_F32, KERN_BF16, KERN_F16 }; // F16 only as the storage of weights given to linear_new
+enum kern_act { KERN_NONE, KERN_GELU_TANH, KERN_SILU };
+
+// Vectors (one line a row: timestep, conditioning, modulation) are multiplied in units of KERN_VEC lines: buffers of such layers hold
+// a multiple of KERN_VEC lines, the padding is computed and ignored.
+#define KERN_VEC 8
+#define KERN_ROUND_UP(n, m) (((n) + (m) - 1) / (m) * (m))
+
+struct kern;
+struct kern_linear; // a linear layer ready to run: weights reordered, primitives made
+
+struct kern_linear_spec {
+    int out, in;              // y[unit, out] = act(x[unit, in] w^T + b)
+    int unit;                 // lines a unit: T for token matrices, KERN_VEC for vectors
+    enum kern_act act;
+    enum kern_dtype w_store;  // element type of the w that is given
+    bool x_f32, y_f32;        // x (y) is float32 even when k->act is not. Both true: the product itself runs in float32
+};
+
+/*
+ * row_update: the one op behind every sampler.
+ *
+ * A slot is one image in the making: KERN_COLS columns of `numel` floats, column j of slot s at cols + (s*KERN_COLS + j)*numel.
+ * After an evaluation each slot's columns move by a small matrix: dst_a <- sum_j c[a][j]*col_j + c_out[a]*F + c_noise[a]*Z, all
+ * assignments reading the OLD columns. Terms whose coefficient is exactly 0 are not read (0 x NaN does not happen). Terms are
+ * added in index order (columns, F, Z) with fmaf, starting from 0.
+ * F is the guided network output of element e in channel ch = e / (I*I):
+ *   F = out[u] + scale*(out[c] - out[u])   for ch < guided and row u >= 0,   else out[rest]
+ * where out[r] is row r of the network's output (first `numel` floats of each row used, rows `out_ld` floats apart).
+ * Z is a standard normal: noise != NULL reads noise[slot*numel + e], else philox_normal(seed, image, draw, e) (kernels/philox.h).
+ */
+#define KERN_COLS 12
+#define KERN_ASSIGN 3
+struct kern_assign {
+    int dst;            // column
+    float c[KERN_COLS], c_out, c_noise;
+};
+struct kern_row_update {
+    int slot;
+    int row_c, row_u, row_rest; // rows of the network's output; -1: none (row_u -1: no guidance; all -1: c_out must be 0)
+    float scale;
+    int guided;                 // leading channels that are guided
+    uint64_t seed;
+    uint32_t image, draw;       // Philox stream: seed_index + image index, and the solver's draw number
+    int n;
+    struct kern_assign assign[KERN_ASSIGN];
+};
+struct kern_gather { int slot, col; float scale; };     // network input row = scale * column
+struct kern_norm {  // one slot's error norm: sqrt(mean_e((sum_j c[j]*col_j / (atol + rtol*max(|col_a|, |col_b|)))^2)), summed in double
+    int slot, a, b;  // b may equal a
+    float c[KERN_COLS];
+    double atol, rtol;
+};
+
+typedef int kern_rows_fn(struct kern *lane, void *ctx, int r0, int n, int s0);
+
+struct kern_config {
+    const char *backend;        // "ref" or "cpu"
+    enum kern_dtype act;        // KERN_F32, or KERN_BF16 where the processor multiplies it (else KERN_EUNSUPPORTED)
+    int threads;                // 0: what affinity and the cgroup quota allow
+    int nice;                   // added to the pool threads' niceness
+};
+
+struct kern {
+    const char *name;           // "ref", "cpu"
+    char device[96];            // for people: "AMD EPYC, 2 threads, AVX-512 BF16"
+    enum kern_dtype act;
+    int threads;
+    char why[256];              // text of the last failure
+    void *impl;                 // the back end's own
+
+    /* memory */
+    int (*alloc)(struct kern *, size_t bytes, void **out); // zeroed, 64-byte aligned
+    void (*free)(struct kern *, void *);
+    int (*upload)(struct kern *, void *dst, const void *host, size_t bytes);   // complete on return
+    int (*download)(struct kern *, void *host, const void *src, size_t bytes); // complete on return, all earlier work done
+
+    /*
+     * rows: runs fn over the rows [0, n) cut into chunks [r0, r0+n'), each on a lane (perhaps several at once on pool threads). fn's
+     * buffers of activations are scratch: it may use scratch rows [s0, s0+n') and nothing else, where s0 + n' <= rows_scratch(k, n).
+     * A lane is only valid inside the call; lanes share the table and linear layers of their parent. First failure wins and is returned.
+     */
+    int (*rows)(struct kern *, int n, kern_rows_fn *, void *ctx);
+    int (*rows_scratch)(struct kern *, int n); // scratch rows that rows() may use for any count up to n
+
+    /* linear layers. w [out, in] and b [out] (float32, may be NULL) are host memory, not kept. */
+    int (*linear_new)(struct kern *, const struct kern_linear_spec *, const void *w, const float *b, struct kern_linear **);
+    void (*linear_free)(struct kern *, struct kern_linear *);
+    // y [units*unit, out], x [units*unit, in]; save_pre: the value before the activation, same type and shape as y
+    int (*linear)(struct kern *, const struct kern_linear *, void *y, const void *x, int units, void *save_pre);
+
+    /* images and tokens (float32) */
+    // tok [R, T, Cin*P*P], element index c*P*P + i*P + j, tokens row-major over patches; img [R, Cin, I, I]      (DiT sec. 3.2)
+    int (*patchify)(struct kern *, float *tok, const float *img, int R, int Cin, int I, int P);
+    // img [R, keep, I, I] <- tok [R, T, P*P*Cout], element index (i*P + j)*Cout + c; only channels < keep
+    int (*unpatchify)(struct kern *, float *img, const float *tok, int R, int Cout, int keep, int I, int P);
+    // x [R, T, C] += table [T, C]
+    int (*add_table)(struct kern *, float *x, const float *table, int R, int T, int C);
+
+    /* conditioning (float32) */
+    // out [R, F]: cos(t f_i) for i < F/2, then sin(t f_i); f_i = exp(-ln(10000) i/(F/2)), f_i computed as float32
+    int (*timestep_embed)(struct kern *, float *out, const float *t, int R, int F);
+    // silu_c [R, C] = silu(c), c = temb [R, C] + table[y[r]]; y[r] < 0 adds nothing. t and y are buffers. save_c: c
+    int (*condition)(struct kern *, float *silu_c, const float *temb, const float *table, const int32_t *y, int R, int C, float *save_c);
+
+    /* blocks. mod vectors (shift, scale, gate) are float32, row r's at ptr + r*ld, C long */
+    // y (act) [R, T, C] = LN(x)*(1 + scale) + shift; LN without affine, biased variance. save_mean, save_rstd [R, T]
+    int (*norm_modulate)(struct kern *, void *y, const float *x, const float *shift, const float *scale, int ld,
+                         int R, int T, int C, float eps, float *save_mean, float *save_rstd);
+    // x += gate*h (h act), then, unless y is NULL, y = LN(x)*(1 + scale) + shift as above
+    int (*gate_norm)(struct kern *, void *y, float *x, const void *h, const float *gate, const float *shift, const float *scale, int ld,
+                     int R, int T, int C, float eps, float *save_mean, float *save_rstd);
+    // o (act) [R, T, H*D] from qkv (act) [R, T, 3*H*D]: q, k, v blocks, each head-major; softmax(q k^T / sqrt(D)) v. save_lse [R, H, T]
+    int (*attention)(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);
+
+    /* samplers (see above). The descriptor arrays are host memory and free again on return. */
+    int (*gather)(struct kern *, float *in, const float *cols, size_t numel, const struct kern_gather *, int n); // in [n, numel]
+    int (*row_update)(struct kern *, float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,
+                      const struct kern_row_update *, int n); // plane = I*I floats a channel
+    int (*row_norm)(struct kern *, double *norms, const float *cols, size_t numel, const struct kern_norm *, int n); // norms: host memory
+
+    void (*close)(struct kern *);
+};
+
+// Opens a back end. On failure *out is NULL and why (may be NULL) has the text. Caller closes with kern_close.
+int kern_open(struct kern **out, const struct kern_config *, char *why, size_t why_size);
+void kern_close(struct kern *); // NULL is fine; all its buffers and layers must have been freed
+int kern_threads_allowed(void); // from affinity and the cgroup quota (v1 and v2), at least 1
+bool kern_cpu_has_bf16(void);   // whether the cpu back end runs KERN_BF16 here
+
+size_t kern_dtype_size(enum kern_dtype);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

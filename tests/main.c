@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT
+#include "tests/test.h"
+
+#include <signal.h>
+#include <stdarg.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static struct test *tests; // sorted by file, then by order of registration
+
+void test_register(struct test *t) {
+    struct test **p = &tests;
+    while (*p && strcmp((*p)->file, t->file) <= 0) p = &(*p)->next;
+    t->next = *p;
+    *p = t;
+}
+
+void test_fail(const char *file, int line, const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    printf("    %s:%d: ", file, line);
+    vprintf(fmt, ap);
+    printf("\n");
+    va_end(ap);
+    fflush(stdout);
+    exit(1); // not _exit: leak checkers and coverage want their turn
+}
+
+static bool wanted(const struct test *t, char **patterns, int n) {
+    for (int i = 0; i < n; i++)
+        if (strstr(t->name, patterns[i]) || strstr(t->file, patterns[i])) return true;
+    return n == 0;
+}
+
+static double seconds(void) {
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
+}
+
+static bool run_one(const struct test *t) {
+    const char *scale = getenv("TEST_TIME_SCALE"); // sanitizers are slower
+    double start = seconds();
+    fflush(stdout);
+    pid_t pid = fork();
+    if (pid == 0) {
+        alarm((unsigned)(t->seconds * (scale ? atoi(scale) : 1)));
+        t->run();
+        exit(0);
+    }
+    int status = 0;
+    waitpid(pid, &status, 0);
+    bool ok = WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    if (ok) printf("ok   %s (%.2f s)\n", t->name, seconds() - start);
+    else if (WIFSIGNALED(status)) printf("FAIL %s: %s (%s)\n", t->name, strsignal(WTERMSIG(status)), t->file);
+    else printf("FAIL %s: exit %d (%s)\n", t->name, WEXITSTATUS(status), t->file);
+    fflush(stdout);
+    return ok;
+}
+
+int main(int argc, char **argv) {
+    bool list = argc > 1 && strcmp(argv[1], "-l") == 0;
+    int passed = 0, failed = 0;
+    for (struct test *t = tests; t; t = t->next) {
+        if (!wanted(t, argv + 1 + list, argc - 1 - list)) continue;
+        if (list) printf("%s\t%s\n", t->name, t->file);
+        else if (run_one(t)) passed++;
+        else failed++;
+    }
+    if (!list) printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0 || (!list && passed == 0);
+}
