@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: MIT
+#include <stdio.h>
+#include <string.h>
+
+#include "server/cmd.h"
+
+static const struct {
+    const char *name, *what;
+    int (*run)(int argc, char **argv);
+} commands[] = {
+};
+
+static int usage(FILE *to) {
+    fprintf(to, "sitd %s: samples diffusion transformers over HTTP\n\nusage: sitd COMMAND [options]\n\n", sitd_version);
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) fprintf(to, "  %-8s  %s\n", commands[i].name, commands[i].what);
+    fprintf(to, "\n`sitd COMMAND --help` tells a command's options.\n");
+    return to == stdout ? 0 : 2;
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) return usage(stderr);
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "help")) return usage(stdout);
+    if (!strcmp(argv[1], "--version")) return printf("sitd %s (%s)\n", sitd_version, sitd_commit) < 0;
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        if (!strcmp(argv[1], commands[i].name)) return commands[i].run(argc - 1, argv + 1);
+    fprintf(stderr, "sitd: no command '%s'\n", argv[1]);
+    return usage(stderr);
+}
