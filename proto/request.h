@@ -15,6 +15,7 @@
 
 #define REQUEST_MAX_IMAGES 1024
 #define REQUEST_MAX_BODY (1u << 20)
+#define REQUEST_MAX_TIMEOUT_MS 86400000 // a day
 
 struct http_error { // becomes {"error":{"message","type","param","code"}}
     int status;        // HTTP
@@ -30,7 +31,11 @@ struct request; // parsed, not yet resolved
 // 0, or -1 with the error filled: 400 (syntax, overflow, duplicate key, depth; line and column), 422 (type, unknown field, range).
 int request_parse(struct request **, const char *body, size_t len, struct http_error *);
 void request_free(struct request *);
-const char *request_model(const struct request *); // "model" as given, or NULL (the default model)
+const char *request_model(const struct request *); // "model" as given ("name", "name@9034", "name@0a1b2c"), or NULL (the default model)
+// The part before '@', for engine_model_ref; NULL (the default model) when none was given. Borrowed.
+const char *request_model_name(const struct request *);
+// The 404 for a model that is not served, with near names. names: the ready ones. Returns -1.
+int request_model_unknown(const struct request *, const char (*names)[64], int n, struct http_error *);
 
 struct resolved { // ready to submit
     struct engine_job job;      // classes owned by the resolved
@@ -40,6 +45,8 @@ struct resolved { // ready to submit
     int n_notes;
 };
 // model: name@step and name@digest are checked here (404). Seeds not given are drawn below 2^53 from random53.
+// job.digest is always the model's: labels, defaults and the answer belong to these weights. When engine_submit says E_CONFLICT "digest", the
+// model was swapped meanwhile: take it again, resolve again.
 int request_resolve(struct resolved *, const struct request *, const struct engine_model *, uint64_t random53, struct http_error *);
 void resolved_deinit(struct resolved *);
 
