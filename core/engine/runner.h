@@ -4,7 +4,7 @@
  *
  * What the worker, `sitd sample` and `sitd replay` share: slots of columns on the back end, and runner_step, which makes one network evaluation
  * for all given slots at once and then moves their columns. Nothing here schedules, waits or knows of jobs. Thread: the one that owns the kern.
- * runner_step allocates nothing.
+ * runner_step and runner_plan allocate nothing (replayed noise excepted).
  */
 #ifndef SITD_RUNNER_H
 #define SITD_RUNNER_H
@@ -25,7 +25,8 @@ struct runner_slot { // one image in the making; the caller owns the array and k
     struct sampler_step next; // the step to be executed; planned by runner_plan
     int null_of;          // -1; replay only: this slot is the null half of guidance pair `null_of` (a place in the array given to runner_step): it
                           // shares that slot's network rows and keeps the null row's values in the unguided channels, as the authors' code does
-    const float *noise;   // NULL: Philox; replay only: host memory, draw d of this slot at noise + d*numel (draw 0 is x0)
+    const float *noise;   // NULL: Philox; replay only: host memory, draw d of this slot at noise + d*numel (draw 0 is x0), noise_draws of them
+    uint32_t noise_draws;
     bool done;            // sampler finished: X is the sample
     struct err err;       // this image alone failed (dopri5 gave up); done is set too
 };
@@ -37,8 +38,8 @@ size_t runner_numel(const struct runner *);  // floats of an image: in_channels 
 size_t runner_bytes(const struct runner *);
 int runner_max_rows(const struct runner *);
 
-// Starts a slot and plans its first step (executing moves that need no network). x0 (host) NULL: Philox noise.
-int runner_start(struct runner *, struct runner_slot *, const struct sampler_spec *, const struct sampler_model *, const float *x0, struct err *);
+// Starts a slot (its slot, label, seed, image, null_of and noise are set) and plans its first step.
+int runner_start(struct runner *, struct runner_slot *, const struct sampler_spec *, const struct sampler_model *, struct err *);
 // One network evaluation of every given slot, its column moves and norms. No slot may be done. *rows: network rows used.
 // Fails as a whole only if the back end fails.
 int runner_step(struct runner *, struct runner_slot **, int n, int *rows, struct err *);
