@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+/*
+ * ref: the reference back end, which is the specification of every op. Naive on purpose: one loop nest an op, one thread, sums in
+ * double and in index order, libm functions in double. With KERN_BF16 it rounds wherever a bfloat16 buffer is written and multiplies
+ * bfloat16 weights, so that a bfloat16 back end can be held against it.
+ */
+#include "kernels/ref/ref.h"
+#include "kernels/backend.h"
+
+#include <stdlib.h>
+
+static int ref_alloc(struct kern *k, size_t bytes, void **out) {
+    size_t size = kern_alloc_size(bytes);
+    *out = size ? aligned_alloc(64, size) : NULL;
+    if (!*out) return kern_fail(k, KERN_ENOMEM, "out of memory for a buffer of %zu bytes", bytes);
+    memset(*out, 0, size);
+    return KERN_OK;
+}
+
+static void ref_free(struct kern *k, void *p) {
+    (void)k;
+    free(p);
+}
+
+static int ref_upload(struct kern *k, void *dst, const void *host, size_t bytes) {
+    (void)k;
+    if (bytes) memcpy(dst, host, bytes);
+    return KERN_OK;
+}
+
+static int ref_download(struct kern *k, void *host, const void *src, size_t bytes) {
+    (void)k;
+    if (bytes) memcpy(host, src, bytes);
+    return KERN_OK;
+}
+
+static int ref_rows(struct kern *k, int n, kern_rows_fn *fn, void *ctx) { return n > 0 ? fn(k, ctx, 0, n, 0) : KERN_OK; }
+
+static int ref_rows_scratch(struct kern *k, int n) {
+    (void)k;
+    return n;
+}
+
+void kern_ref_fill(struct kern *k) {
+    k->alloc = ref_alloc;
+    k->free = ref_free;
+    k->upload = ref_upload;
+    k->download = ref_download;
+    k->rows = ref_rows;
+    k->rows_scratch = ref_rows_scratch;
+    k->linear_new = ref_linear_new;
+    k->linear_free = ref_linear_free;
+    k->linear = ref_linear;
+    k->patchify = ref_patchify;
+    k->unpatchify = ref_unpatchify;
+    k->add_table = ref_add_table;
+    k->timestep_embed = ref_timestep_embed;
+    k->condition = ref_condition;
+    k->norm_modulate = ref_norm_modulate;
+    k->gate_norm = ref_gate_norm;
+    k->attention = ref_attention;
+    k->gather = ref_gather;
+    k->row_update = ref_row_update;
+    k->row_norm = ref_row_norm;
+}

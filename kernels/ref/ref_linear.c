@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+#include "kernels/ref/ref.h"
+#include "kernels/backend.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+struct ref_linear { // what struct kern_linear is here
+    struct kern_linear_spec spec;
+    enum kern_dtype mul; // the type that the product's factors are rounded to
+    float *wt;           // [in, out]: transposed, so that the inner loop runs over outputs and keeps each sum in index order
+    float *b;            // [out]
+};
+
+static float rounded(enum kern_dtype t, float v) { return t == KERN_BF16 ? kern_bf16_to_f32(kern_f32_to_bf16(v)) : v; }
+
+void ref_linear_free(struct kern *k, struct kern_linear *opaque) {
+    struct ref_linear *l = (struct ref_linear *)opaque;
+    (void)k;
+    if (!l) return;
+    free(l->wt);
+    free(l->b);
+    free(l);
+}
+
+int ref_linear_new(struct kern *k, const struct kern_linear_spec *s, const void *w, const float *b, struct kern_linear **out) {
+    *out = NULL;
+    int rc = kern_check_linear(k, s);
+    if (rc < 0) return rc;
+    size_t N = (size_t)s->out, K = (size_t)s->in;
+    struct ref_linear *l = calloc(1, sizeof *l);
+    if (l) {
+        l->spec = *s;
+        l->mul = s->x_f32 && s->y_f32 ? KERN_F32 : k->act;
+        l->wt = malloc(N * K * sizeof(float));
+        l->b = calloc(N, sizeof(float));
+    }
+    if (!l || !l->wt || !l->b) {
+        ref_linear_free(k, (struct kern_linear *)l);
+        return kern_fail(k, KERN_ENOMEM, "out of memory for a linear layer of %d x %d", s->out, s->in);
+    }
+    for (size_t n = 0; n < N; n++)
+        for (size_t i = 0; i < K; i++) l->wt[i * N + n] = rounded(l->mul, kern_load(s->w_store, w, n * K + i));
+    if (b) memcpy(l->b, b, N * sizeof(float));
+    *out = (struct kern_linear *)l;
+    return KERN_OK;
+}
+
+static double activate(enum kern_act act, double u) {
+    if (act == KERN_GELU_TANH) return 0.5 * u * (1 + tanh(0.79788456080286536 * (u + 0.044715 * u * u * u)));
+    if (act == KERN_SILU) return u / (1 + exp(-u));
+    return u;
+}
+
+int ref_linear(struct kern *k, const struct kern_linear *opaque, void *y, const void *x, int units, void *save_pre) {
+    enum { BLOCK = 64 };
+    const struct ref_linear *l = (const struct ref_linear *)opaque;
+    size_t N = (size_t)l->spec.out, K = (size_t)l->spec.in, lines = (size_t)units * (size_t)l->spec.unit;
+    enum kern_dtype xt = l->spec.x_f32 ? KERN_F32 : k->act, yt = l->spec.y_f32 ? KERN_F32 : k->act;
+    for (size_t m = 0; m < lines; m++)
+        for (size_t n0 = 0; n0 < N; n0 += BLOCK) {
+            double acc[BLOCK] = {0};
+            size_t nb = N - n0 < BLOCK ? N - n0 : BLOCK;
+            for (size_t i = 0; i < K; i++) {
+                double xi = (double)rounded(l->mul, kern_load(xt, x, m * K + i));
+                const float *wt = l->wt + i * N + n0;
+                for (size_t j = 0; j < nb; j++) acc[j] += xi * (double)wt[j];
+            }
+            for (size_t j = 0; j < nb; j++) {
+                double u = acc[j] + (double)l->b[n0 + j];
+                if (save_pre) kern_store(yt, save_pre, m * N + n0 + j, (float)u);
+                kern_store(yt, y, m * N + n0 + j, (float)activate(l->spec.act, u));
+            }
+        }
+    return KERN_OK;
+}
