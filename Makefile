@@ -25,6 +25,10 @@ LDFLAGS += -fsanitize=undefined
 else ifeq ($(SAN),thread)
 ALL_CFLAGS += -O1 -fsanitize=thread
 LDFLAGS += -fsanitize=thread
+else ifeq ($(SAN),fuzz)
+CC := clang
+ALL_CFLAGS += -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined
+LDFLAGS += -fsanitize=fuzzer,address,undefined
 else ifneq ($(SAN),)
 $(error SAN is address, undefined or thread)
 endif
@@ -63,6 +67,35 @@ $(OUT)/tests/run: $(TEST_OBJ) $(SERVER_OBJ) $(OUT)/libsitd.a
 tests: $(OUT)/tests/run
 
 -include $(LIB_OBJ:.o=.d) $(SERVER_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(OUT)/server/main.d
+
+# Fuzz targets: libFuzzer by clang, in a configuration of their own.
+FUZZERS := $(FUZZ_SRC:%.c=$(BUILD)/fuzz/%)
+$(BUILD)/fuzz/tests/fuzz/fuzz_%: $(OUT)/tests/fuzz/fuzz_%.o $(OUT)/libsitd.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+fuzzers:
+	$(MAKE) SAN=fuzz $(FUZZERS)
+fuzz: fuzzers ## run every fuzz target for SECONDS=N each
+	tests/fuzz/run.sh $(BUILD)/fuzz/tests/fuzz $(SECONDS)
+
+deps: ## install the Debian packages that build and tests need
+	@tools/deps.sh build test
+run: ## install what is missing, build, serve on 127.0.0.1:8080 and make a first picture
+	@tools/deps.sh build run
+	@$(MAKE) --no-print-directory all
+	@tools/run.sh
+test: ## install what is missing, build, run the whole test suite
+	@tools/deps.sh build run test
+	@$(MAKE) --no-print-directory all tests fuzzers
+	@$(MAKE) --no-print-directory SAN=address $(BUILD)/address/sitd tests
+	@$(MAKE) --no-print-directory SAN=thread $(BUILD)/thread/sitd tests
+	@tests/run.sh
+test-all: test ## the test suite, then every recorded case of ../shared/golden when it is there
+	@tests/golden/all.sh
+check: ## static checks: layers, format, clang-tidy's bugprone set
+	@tools/check-layers.sh
+	@tools/check.sh
+check-layers: ## each layer includes only lower ones
+	@tools/check-layers.sh
 
 clean: ## remove everything that was built
 	rm -rf $(BUILD)

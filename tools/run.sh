@@ -1,0 +1,21 @@
+#!/bin/sh
+# Serves the bundled models in the foreground, makes one picture through the daemon, and stays until it is stopped.
+set -eu
+listen=${LISTEN:-127.0.0.1:8080}
+first=build/first.png
+build/sitd serve --models deploy/models --listen "$listen" --log-format text &
+daemon=$!
+trap 'kill -TERM $daemon 2>/dev/null' INT TERM
+until curl -fsS -o /dev/null "http://$listen/readyz" 2>/dev/null; do
+    kill -0 $daemon 2>/dev/null || { wait $daemon; exit $?; }
+    sleep 0.1
+done
+curl -fsS "http://$listen/v1/samples" -H 'Content-Type: application/json' -H 'Accept: image/png' -o "$first" \
+    -d '{"model":"fashion-sit","class":"ankle boot","seed":7,"guidance":{"scale":3}}'
+echo "first picture: $first"
+echo "the page:      http://$listen/"
+status=0
+wait $daemon || status=$?
+# a signal ends the first wait while the daemon drains: wait for it in earnest
+while kill -0 $daemon 2>/dev/null; do wait $daemon && status=0 || status=$?; done
+exit $status
