@@ -10,15 +10,16 @@
 #ifndef SITD_CHECKPOINT_H
 #define SITD_CHECKPOINT_H
 #include "core/io/model_dir.h"
+#include "core/io/safetensors.h"
 
 struct checkpoint {
     struct tensor_table table;         // names and data live as long as the checkpoint
-    struct { char *key, *value; } *meta; // safetensors __metadata__ or .pt "args", as text; keys unique
+    const struct meta_pair *meta;      // safetensors __metadata__ or .pt "args", as text; keys unique
     int n_meta;
     const char *format;   // "safetensors", "torch zip"
     const char *chosen;   // which dictionary was taken: "ema", "model", "" (bare)
-    void *bytes;          // private: the file's bytes
-    void *priv;
+    void *bytes;          // PRIVATE: the file's bytes, when checkpoint_open read them
+    void *priv;           // PRIVATE: the parser's own
 };
 int checkpoint_open(struct checkpoint *, const char *path, struct err *);
 // The same from memory; takes nothing: bytes stay the caller's and must outlive the checkpoint. name is for messages.
@@ -27,13 +28,15 @@ void checkpoint_close(struct checkpoint *);
 const char *checkpoint_meta(const struct checkpoint *, const char *key); // borrowed; NULL if absent
 
 /*
- * What a checkpoint proves of its network, by shapes alone (models-and-math 1.10): width, depth, patch, channels, classes, input size,
- * learn_sigma (output rows against patch and channels). Heads are not stored: 0 here means unknown, else the published width's
- * (384:6, 768:12, 1024:16, 1152:16, 1280:16). Missing, extra and misshapen tensors are errors that name the tensor; values are not looked at.
+ * What a checkpoint proves of its network, by shapes alone (models-and-math 1.10): width, depth, patch, channels, classes, MLP ratio, input size,
+ * learn_sigma (output rows against patch and channels). Not proven: input_size is 0 when there is no pos_embed; num_heads is the published
+ * width's (384:6, 768:12, 1024:16, 1152:16, 1280:16) or 0; class_dropout is taken as true, so num_classes is the label table's rows less one (a
+ * table of one row: one class, no null). Missing, extra and misshapen tensors are errors that name the tensor; values are not looked at.
  */
 int arch_infer(struct arch *, const struct tensor_table *, struct err *);
-// Checks the table against an arch: every tensor there with its shape, nothing else (optional ignorable prefixes aside).
+// Checks the table against an arch: every tensor there with its shape and a float type, nothing else. pos_embed may be absent; tensors under
+// "projectors." (REPA's training heads) are ignored. E_CONFLICT, err.param names the tensor. Heads are not looked at.
 int arch_match(const struct arch *, const struct tensor_table *, struct err *);
-// Order of truth for import: flag, then checkpoint's args, then the published table, else an error that names the flag.
+int arch_heads(int hidden_size); // of the published width, or 0
 
 #endif

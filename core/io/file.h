@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+/*
+ * file: whole files in, whole files out.
+ *
+ * Files are read into memory, never mapped: a mapping of a file that another process cuts short is a SIGBUS, and the bytes that
+ * were hashed must be the bytes that are used. Files are written under a temporary name, synced, then renamed, so that a reader sees the old
+ * file or the new one and never a part. Both directions pass the fault seams FAULT_READ and FAULT_WRITE. Thread: any (no globals).
+ */
+#ifndef SITD_IO_FILE_H
+#define SITD_IO_FILE_H
+#include <stddef.h>
+
+#include "core/base/err.h"
+
+// Reads all of a regular file; *bytes is the caller's (mem_free) and has one zero byte more than *n. E_NOTFOUND, E_PERM, E_IO (also: the file
+// changed its length meanwhile), E_UNSUPPORTED (a directory, a pipe), E_RANGE (more than `limit` bytes), E_NOMEM. The text names the path.
+int file_read(void **bytes, size_t *n, const char *path, size_t limit, struct err *);
+
+struct file_out {      // a file being written
+    int fd;            // PRIVATE; -1 when closed
+    char *path, *temp; // PRIVATE; where it will be, where it is now
+};
+// Makes `path`.tmp-PID-N beside the final place. After success exactly one of commit and abort must follow.
+int file_out_open(struct file_out *, const char *path, struct err *);
+int file_out_write(struct file_out *, const void *bytes, size_t n, struct err *);
+// Syncs, renames and syncs the directory. `path`, if not NULL, replaces the name given at open (same directory). On failure the
+// temporary file is removed and the old file is untouched.
+int file_out_commit(struct file_out *, const char *path, struct err *);
+void file_out_abort(struct file_out *); // removes the temporary file; harmless after commit
+
+// open + write + commit of one buffer.
+int file_write(const char *path, const void *bytes, size_t n, struct err *);
+// Makes a directory and its parents (mode 0777 less the umask); one that is there is fine.
+int file_make_dir(const char *path, struct err *);
+
+#endif

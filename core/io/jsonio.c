@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT
+#include "core/io/jsonio.h"
+
+#include <string.h>
+
+void jsonio_printable(char *dst, size_t size, const char *text) {
+    size_t n = 0;
+    for (; n + 1 < size && text[n]; n++) dst[n] = (unsigned char)text[n] < 0x20 || text[n] == 0x7f ? '?' : text[n];
+    while (n > 0 && n + 1 == size && ((unsigned char)dst[n - 1] & 0xc0) == 0x80) n--; // cut before a split character
+    if (n > 0 && n + 1 >= size && (unsigned char)dst[n - 1] >= 0xc0) n--;
+    dst[n] = 0;
+}
+
+// Bytes of the UTF-8 character at s (at most n left), or 0 when it is not one: no surrogates, no overlong forms.
+static size_t utf8_len(const unsigned char *s, size_t n) {
+    unsigned c = s[0];
+    size_t len = c < 0x80 ? 1 : c >= 0xc2 && c < 0xe0 ? 2 : c >= 0xe0 && c < 0xf0 ? 3 : c >= 0xf0 && c < 0xf5 ? 4 : 0;
+    if (len == 0 || len > n) return 0;
+    for (size_t i = 1; i < len; i++)
+        if ((s[i] & 0xc0) != 0x80) return 0;
+    if ((c == 0xe0 && s[1] < 0xa0) || (c == 0xed && s[1] >= 0xa0) || (c == 0xf0 && s[1] < 0x90) || (c == 0xf4 && s[1] >= 0x90)) return 0;
+    return len;
+}
+
+bool jsonio_plain(const char *text, size_t n) {
+    for (size_t i = 0, len; i < n; i += len) {
+        unsigned char c = (unsigned char)text[i];
+        len = c < 0x20 || c == 0x7f ? 0 : utf8_len((const unsigned char *)text + i, n - i);
+        if (len == 0) return false;
+    }
+    return true;
+}
+
+// Bounds nesting and values by looking at the punctuation outside strings; whether it is JSON at all is for the parser to say.
+static int guard(const char *text, size_t len, int max_depth, size_t max_values, const char *what, struct err *e) {
+    size_t values = 1;
+    int depth = 0;
+    bool quoted = false;
+    for (size_t i = 0; i < len; i++) {
+        char c = text[i];
+        if (quoted) {
+            if (c == '\\') i++;
+            else if (c == '"') quoted = false;
+            continue;
+        }
+        if (c == '"') quoted = true;
+        else if (c == ',' || c == '{' || c == '[') values++;
+        if (c == '{' || c == '[') depth++;
+        if (c == '}' || c == ']') depth--;
+        if (depth > max_depth) return err_set(e, E_FORMAT, "%s is nested deeper than %d levels", what, max_depth);
+        if (values > max_values) return err_set(e, E_FORMAT, "%s holds more than %zu values", what, max_values);
+    }
+    return OK;
+}
+
+int jsonio_parse(json_t **root, const char *text, size_t len, int max_depth, size_t max_values, const char *what, struct err *e) {
+    *root = NULL;
+    int rc = guard(text, len, max_depth, max_values, what, e);
+    if (rc != OK) return rc;
+    json_error_t je;
+    *root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
+    if (*root) return OK;
+    if (json_error_code(&je) == json_error_out_of_memory) return err_set(e, E_NOMEM, "no memory to parse %s", what);
+    char why[JSON_ERROR_TEXT_LENGTH];
+    jsonio_printable(why, sizeof why, je.text);
+    return err_set(e, E_FORMAT, "%s is not valid JSON: %s (line %d, column %d)", what, why, je.line, je.column);
+}

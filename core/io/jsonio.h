@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: MIT
+/*
+ * jsonio: JSON from outside, into jansson's values, with the guards that jansson lacks.
+ *
+ * jansson turns a two-byte array element into some 50 bytes of memory, so text is counted before it is parsed: nesting and number
+ * of values are bounded. Duplicate keys and bytes behind the document are refused. Thread: any.
+ */
+#ifndef SITD_JSONIO_H
+#define SITD_JSONIO_H
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "core/base/err.h"
+
+// `what` names the document in messages ("header", "model.json"). *root is the caller's (json_decref). E_FORMAT, E_NOMEM.
+int jsonio_parse(json_t **root, const char *text, size_t len, int max_depth, size_t max_values, const char *what, struct err *);
+// Copies at most size-1 bytes of text for a message: control characters become '?', so that a message stays one line.
+void jsonio_printable(char *dst, size_t size, const char *text);
+bool jsonio_plain(const char *text, size_t n); // valid UTF-8 without control characters
+
+#endif
