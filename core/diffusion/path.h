@@ -19,6 +19,7 @@ int path_parse(const char *s);               // index, or -1; accepts any letter
 int prediction_parse(const char *s);
 
 struct path_at { // a path's numbers at one t
+    enum path_kind kind;
     double t, alpha, sigma, d_alpha, d_sigma; // d_: derivative in t
     double ratio; // alpha'/alpha (closed form of the path; infinite at t = 0 for linear and GVP)
     double var;   // V(t) = ratio*sigma^2 - sigma*sigma' : velocity = V*score + ratio*x
