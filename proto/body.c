@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+#include "proto/body.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "core/base/mem.h"
+
+// jansson's allocator is a process-wide pair of pointers: set it before any thread starts, so that the fault seam covers JSON as well.
+__attribute__((constructor)) static void use_our_allocator(void) { json_set_alloc_funcs(mem_alloc, mem_free); }
+
+// Brackets outside strings. Whatever else is wrong with the bytes is the parser's to say.
+static int check_depth(const char *s, size_t len, struct http_error *e) {
+    int depth = 0, line = 1, column = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < len; i++) {
+        column += ((unsigned char)s[i] & 0xc0) != 0x80;
+        if (s[i] == '\n') line++, column = 0;
+        if (in_string) {
+            if (s[i] == '\\' && i + 1 < len) i++, column++;
+            else if (s[i] == '"') in_string = false;
+        } else if (s[i] == '"') in_string = true;
+        else if (s[i] == '}' || s[i] == ']') depth--;
+        else if ((s[i] == '{' || s[i] == '[') && ++depth > BODY_DEPTH)
+            return http_error_set(e, 400, "json_too_deep", NULL, "line %d, column %d: nested deeper than %d levels", line, column, BODY_DEPTH);
+    }
+    return 0;
+}
+
+// jansson ends its text with "near '<token>'": the token of a duplicate is the quoted key.
+static void duplicate_key(const char *text, char *key, size_t size) {
+    const char *from = strstr(text, "near '\""), *to = strrchr(text, '"');
+    key[0] = 0;
+    if (from && to && to > from + 7) snprintf(key, size, "%.*s", (int)(to - from - 7), from + 7);
+}
+
+static int syntax_error(const json_error_t *je, struct http_error *e) {
+    char key[96];
+    switch (json_error_code(je)) {
+    case json_error_duplicate_key:
+        duplicate_key(je->text, key, sizeof key);
+        return http_error_set(e, 400, "duplicate_key", key, "line %d, column %d: %s", je->line, je->column, je->text);
+    case json_error_numeric_overflow:
+        return http_error_set(e, 400, "number_overflow", NULL, "line %d, column %d: %s (a seed of 2^63 or more is written as a string of digits)",
+                              je->line, je->column, je->text);
+    case json_error_out_of_memory: return http_error_set(e, 503, "out_of_memory", NULL, "out of memory");
+    default: return http_error_set(e, 400, "invalid_json", NULL, "line %d, column %d: %s", je->line, je->column, je->text);
+    }
+}
+
+int body_read(json_t **root, const char *bytes, size_t len, struct http_error *e) {
+    json_error_t je;
+    *root = NULL;
+    if (len > REQUEST_MAX_BODY)
+        return http_error_set(e, 413, "body_too_large", NULL, "the body has %zu bytes, at most %u are taken", len, REQUEST_MAX_BODY);
+    if (len == 0) return http_error_set(e, 400, "invalid_json", NULL, "the body is empty");
+    if (check_depth(bytes, len, e) < 0) return -1;
+    *root = json_loadb(bytes, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &je);
+    return *root ? 0 : syntax_error(&je, e);
+}
