@@ -36,6 +36,7 @@ static void duplicate_key(const char *text, char *key, size_t size) {
 
 static int syntax_error(const json_error_t *je, struct http_error *e) {
     char key[96];
+    if (!je->text[0]) return http_error_set(e, 503, "out_of_memory", NULL, "out of memory"); // jansson says nothing when an allocation fails
     switch (json_error_code(je)) {
     case json_error_duplicate_key:
         duplicate_key(je->text, key, sizeof key);
@@ -43,7 +44,6 @@ static int syntax_error(const json_error_t *je, struct http_error *e) {
     case json_error_numeric_overflow:
         return http_error_set(e, 400, "number_overflow", NULL, "line %d, column %d: %s (a seed of 2^63 or more is written as a string of digits)",
                               je->line, je->column, je->text);
-    case json_error_out_of_memory: return http_error_set(e, 503, "out_of_memory", NULL, "out of memory");
     default: return http_error_set(e, 400, "invalid_json", NULL, "line %d, column %d: %s", je->line, je->column, je->text);
     }
 }

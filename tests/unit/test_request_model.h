@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: MIT
+/*
+ * A loaded model's facts without a model, for tests of the request codec: ten clothes with synonyms ("shoe" is one of two classes), two
+ * classes of the same name ("crane"), step 9034, a digest that starts with 0a1b2c.
+ */
+#ifndef TEST_REQUEST_MODEL_H
+#define TEST_REQUEST_MODEL_H
+#include <string.h>
+
+#include "proto/request.h"
+
+#define FAKE_CLASSES 12
+static char *fake_names[FAKE_CLASSES][3] = {{"t-shirt", "top"}, {"trouser", "trousers"}, {"pullover"}, {"dress"}, {"coat"}, {"sandal", "shoe"}, {"shirt"},
+    {"sneaker", "shoe", "trainer"}, {"bag", "coat"}, {"ankle boot", "boot"}, {"crane"}, {"crane", "heron"}};
+
+// labels: with the names above; null_class: has the unconditional row. m's labels are static: nothing to free.
+static inline void fake_model(struct engine_model *m, bool labels, bool null_class) {
+    static __typeof__(*(((struct model_desc *)0)->labels)) table[FAKE_CLASSES];
+    for (int i = 0; i < FAKE_CLASSES; i++) {
+        table[i].names = fake_names[i];
+        table[i].n = fake_names[i][1] ? fake_names[i][2] ? 3 : 2 : 1;
+    }
+    *m = (struct engine_model){.name = "fashion-sit", .guide_channels = 1, .image_size = 32, .image_channels = 1};
+    strcpy(m->digest, "0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f9");
+    strcpy(m->desc.family, "sit");
+    strcpy(m->desc.path, "linear");
+    strcpy(m->desc.prediction, "velocity");
+    m->desc.arch = (struct arch){.input_size = 32, .patch_size = 4, .in_channels = 4, .hidden_size = 192, .depth = 8, .num_heads = 3,
+        .num_classes = FAKE_CLASSES, .mlp_ratio = 4, .class_dropout = null_class, .learn_sigma = true};
+    m->desc.step = 9034;
+    m->desc.labels = labels ? (void *)table : NULL;
+    m->sampler = (struct sampler_model){PATH_LINEAR, PRED_VELOCITY};
+}
+
+#endif
