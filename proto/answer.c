@@ -53,7 +53,8 @@ char *request_normalised(const struct resolved *r, const struct engine_model *em
 }
 
 static void image_json(struct emit *e, const struct answer_image *image, const struct engine_model *em) {
-    bool named = image->label >= 0 && image->label < em->desc.arch.num_classes && em->desc.labels && em->desc.labels[image->label].n > 0;
+    bool named =
+        image->label >= 0 && image->label < em->desc.arch.num_classes && em->desc.labels && em->desc.labels[image->label].n > 0;
     emit_open(e, NULL, '{');
     if (image->label < 0) emit_null(e, "class");
     else emit_int(e, "class", image->label);
@@ -65,7 +66,9 @@ static void image_json(struct emit *e, const struct answer_image *image, const s
 }
 
 // Milliseconds to the microsecond: more digits would be noise.
-static void ms(struct emit *e, const char *key, double v) { emit_real(e, key, v > 0 && v < 1e12 ? (double)(int64_t)(v * 1e3 + 0.5) / 1e3 : 0); }
+static void ms(struct emit *e, const char *key, double v) {
+    emit_real(e, key, v > 0 && v < 1e12 ? (double)(int64_t)(v * 1e3 + 0.5) / 1e3 : 0);
+}
 
 char *answer_json(const struct answer *a, const struct resolved *r, const struct engine_model *em) {
     struct emit e = {0};

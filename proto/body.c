@@ -6,23 +6,37 @@
 
 #include "core/base/mem.h"
 
-// jansson's allocator is a process-wide pair of pointers: set it before any thread starts, so that the fault seam covers JSON as well.
-__attribute__((constructor)) static void use_our_allocator(void) { json_set_alloc_funcs(mem_alloc, mem_free); }
+// A failed allocation inside a token makes jansson 2.14 report a syntax error, or drop a byte of the token and go on ("9034"
+// became "904"). So a parse during which memory ran out counts as failed, whatever it returned.
+static _Thread_local bool starved;
 
-// Brackets outside strings. Whatever else is wrong with the bytes is the parser's to say.
-static int check_depth(const char *s, size_t len, struct http_error *e) {
+static void *allocate(size_t bytes) {
+    void *p = mem_alloc(bytes);
+    if (!p) starved = true;
+    return p;
+}
+
+// jansson's allocator is a process-wide pair of pointers: set it before any thread starts, so that the fault seam covers JSON as
+// well.
+__attribute__((constructor)) static void use_our_allocator(void) { json_set_alloc_funcs(allocate, mem_free); }
+
+// What must be known before the parser sees the bytes: depth, counted by brackets outside strings, and NUL, which jansson 2.14
+// skips when it follows a number. Whatever else is wrong is the parser's to say.
+static int scan(const char *s, size_t len, struct http_error *e) {
     int depth = 0, line = 1, column = 0;
     bool in_string = false;
     for (size_t i = 0; i < len; i++) {
         column += ((unsigned char)s[i] & 0xc0) != 0x80;
         if (s[i] == '\n') line++, column = 0;
+        if (s[i] == 0) return http_error_set(e, 400, "invalid_json", NULL, "line %d, column %d: NUL byte", line, column);
         if (in_string) {
-            if (s[i] == '\\' && i + 1 < len) i++, column++;
+            if (s[i] == '\\' && i + 1 < len && (s[i + 1] == '"' || s[i + 1] == '\\')) i++, column++;
             else if (s[i] == '"') in_string = false;
         } else if (s[i] == '"') in_string = true;
         else if (s[i] == '}' || s[i] == ']') depth--;
         else if ((s[i] == '{' || s[i] == '[') && ++depth > BODY_DEPTH)
-            return http_error_set(e, 400, "json_too_deep", NULL, "line %d, column %d: nested deeper than %d levels", line, column, BODY_DEPTH);
+            return http_error_set(e, 400, "json_too_deep", NULL, "line %d, column %d: nested deeper than %d levels", line, column,
+                                  BODY_DEPTH);
     }
     return 0;
 }
@@ -36,15 +50,16 @@ static void duplicate_key(const char *text, char *key, size_t size) {
 
 static int syntax_error(const json_error_t *je, struct http_error *e) {
     char key[96];
-    if (!je->text[0]) return http_error_set(e, 503, "out_of_memory", NULL, "out of memory"); // jansson says nothing when an allocation fails
     switch (json_error_code(je)) {
     case json_error_duplicate_key:
         duplicate_key(je->text, key, sizeof key);
         return http_error_set(e, 400, "duplicate_key", key, "line %d, column %d: %s", je->line, je->column, je->text);
     case json_error_numeric_overflow:
-        return http_error_set(e, 400, "number_overflow", NULL, "line %d, column %d: %s (a seed of 2^63 or more is written as a string of digits)",
-                              je->line, je->column, je->text);
-    default: return http_error_set(e, 400, "invalid_json", NULL, "line %d, column %d: %s", je->line, je->column, je->text);
+        return http_error_set(e, 400, "number_overflow", NULL,
+                              "line %d, column %d: %s (a seed of 2^63 or more is written as a string of digits)", je->line,
+                              je->column, je->text);
+    default:
+        return http_error_set(e, 400, "invalid_json", NULL, "line %d, column %d: %s", je->line, je->column, je->text);
     }
 }
 
@@ -52,9 +67,14 @@ int body_read(json_t **root, const char *bytes, size_t len, struct http_error *e
     json_error_t je;
     *root = NULL;
     if (len > REQUEST_MAX_BODY)
-        return http_error_set(e, 413, "body_too_large", NULL, "the body has %zu bytes, at most %u are taken", len, REQUEST_MAX_BODY);
+        return http_error_set(e, 413, "body_too_large", NULL, "the body has %zu bytes, at most %u are taken", len,
+                              REQUEST_MAX_BODY);
     if (len == 0) return http_error_set(e, 400, "invalid_json", NULL, "the body is empty");
-    if (check_depth(bytes, len, e) < 0) return -1;
+    if (scan(bytes, len, e) < 0) return -1;
+    starved = false;
     *root = json_loadb(bytes, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &je);
-    return *root ? 0 : syntax_error(&je, e);
+    if (*root && !starved) return 0;
+    json_decref(*root); // NULL is fine
+    *root = NULL;
+    return starved ? http_error_set(e, 503, "out_of_memory", NULL, "out of memory") : syntax_error(&je, e);
 }

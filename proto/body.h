@@ -2,8 +2,9 @@
 /*
  * body: a request's bytes to a JSON tree, strictly.
  *
- * Refused with 400 and a line and column: syntax, bytes after the value, NUL, invalid UTF-8, numbers that do not fit, a key that occurs twice in an
- * object (named), and nesting deeper than BODY_DEPTH, which is looked for before the recursive parser sees the bytes. Thread: any.
+ * Refused with 400 and a line and column: syntax, bytes after the value, NUL, invalid UTF-8, numbers that do not fit, a key that
+ * occurs twice in an object (named), and nesting deeper than BODY_DEPTH, which is looked for before the recursive parser sees the
+ * bytes. Thread: any.
  */
 #ifndef SITD_BODY_H
 #define SITD_BODY_H

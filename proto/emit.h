@@ -2,9 +2,9 @@
 /*
  * emit: writes JSON text into one growing buffer.
  *
- * Commas are put where they belong, strings are escaped and bytes that are not UTF-8 become U+FFFD, so that whatever a client sent may be quoted in
- * an error and the answer is still JSON. Numbers are the shortest decimal text that reads back as the same value. A failed allocation is
- * remembered and reported once, by emit_take. Thread: its owner's.
+ * Commas are put where they belong, strings are escaped and bytes that are not UTF-8 become U+FFFD, so that whatever a client
+ * sent may be quoted in an error and the answer is still JSON. Numbers are the shortest decimal text that reads back as the same
+ * value. A failed allocation is remembered and reported once, by emit_take. Thread: its owner's.
  */
 #ifndef SITD_EMIT_H
 #define SITD_EMIT_H
@@ -17,11 +17,11 @@ struct emit { // start with {0}
     size_t len, cap;
     bool failed;
 };
-void emit_open(struct emit *, const char *key, char bracket);  // '{' or '['; key NULL inside an array or at the top
-void emit_close(struct emit *, char bracket);                  // '}' or ']'
+void emit_open(struct emit *, const char *key, char bracket);    // '{' or '['; key NULL inside an array or at the top
+void emit_close(struct emit *, char bracket);                    // '}' or ']'
 void emit_string(struct emit *, const char *key, const char *s); // s NULL: null
 void emit_int(struct emit *, const char *key, int64_t);
-void emit_real(struct emit *, const char *key, double);        // finite
+void emit_real(struct emit *, const char *key, double); // finite
 void emit_bool(struct emit *, const char *key, bool);
 void emit_null(struct emit *, const char *key);
 // A seed: a number below 2^53, which every JSON reader holds exactly, else its decimal text as a string.

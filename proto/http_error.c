@@ -8,13 +8,20 @@
 
 static const char *type_of(int status, const char *code) {
     switch (status) {
-    case 401: return "authentication_error";
-    case 403: return "permission_error";
-    case 404: return "not_found_error";
-    case 429: return "rate_limit_error";
-    case 503: return strcmp(code, "queue_full") == 0 ? "overloaded_error" : "unavailable_error";
-    case 504: return "timeout_error";
-    default: return status >= 500 ? "server_error" : "invalid_request_error";
+    case 401:
+        return "authentication_error";
+    case 403:
+        return "permission_error";
+    case 404:
+        return "not_found_error";
+    case 429:
+        return "rate_limit_error";
+    case 503:
+        return strcmp(code, "queue_full") == 0 ? "overloaded_error" : "unavailable_error";
+    case 504:
+        return "timeout_error";
+    default:
+        return status >= 500 ? "server_error" : "invalid_request_error";
     }
 }
 
@@ -30,25 +37,19 @@ int http_error_set(struct http_error *e, int status, const char *code, const cha
     return -1;
 }
 
-// What a status of the engine or of a sampler means to the client that asked. E_CANCELLED reaches a client only when the daemon is stopping.
+// What a status of the engine or of a sampler means to the client that asked. E_CANCELLED reaches a client only when the daemon
+// is stopping.
 static const struct {
     int http;
     const char *code;
 } table[] = {
-    [-E_NOMEM] = {503, "out_of_memory"},
-    [-E_IO] = {500, "io_error"},
-    [-E_NOTFOUND] = {404, "not_found"},
-    [-E_FORMAT] = {400, "invalid_format"},
-    [-E_RANGE] = {422, "out_of_range"},
-    [-E_CONFLICT] = {422, "conflicting_fields"},
-    [-E_UNSUPPORTED] = {422, "not_supported"},
-    [-E_BUSY] = {503, "queue_full"},
-    [-E_DEVICE] = {503, "device_failed"},
-    [-E_PERM] = {403, "forbidden"},
-    [-E_CANCELLED] = {503, "cancelled"},
-    [-E_TIMEOUT] = {504, "deadline_exceeded"},
-    [-E_NONFINITE] = {500, "non_finite_output"},
-    [-E_INTERNAL] = {500, "internal_error"},
+    [-E_NOMEM] = {503, "out_of_memory"},         [-E_IO] = {500, "io_error"},
+    [-E_NOTFOUND] = {404, "not_found"},          [-E_FORMAT] = {400, "invalid_format"},
+    [-E_RANGE] = {422, "out_of_range"},          [-E_CONFLICT] = {422, "conflicting_fields"},
+    [-E_UNSUPPORTED] = {422, "not_supported"},   [-E_BUSY] = {503, "queue_full"},
+    [-E_DEVICE] = {503, "device_failed"},        [-E_PERM] = {403, "forbidden"},
+    [-E_CANCELLED] = {503, "cancelled"},         [-E_TIMEOUT] = {504, "deadline_exceeded"},
+    [-E_NONFINITE] = {500, "non_finite_output"}, [-E_INTERNAL] = {500, "internal_error"},
 };
 
 int http_error_from(struct http_error *e, const struct err *err) {
@@ -57,7 +58,8 @@ int http_error_from(struct http_error *e, const struct err *err) {
     int http = table[i].http;
     const char *code = table[i].code;
     if (i == -E_NOTFOUND && strcmp(err->param, "model") == 0) code = "model_not_found";
-    if (i == -E_CONFLICT && (!err->param[0] || strcmp(err->param, "digest") == 0)) http = 409, code = "state_conflict"; // not a field of the request
+    if (i == -E_CONFLICT && (!err->param[0] || strcmp(err->param, "digest") == 0))
+        http = 409, code = "state_conflict"; // not a field of the request
     return http_error_set(e, http, code, err->param, "%s", err->text[0] ? err->text : status_name(err->status));
 }
 

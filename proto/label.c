@@ -17,13 +17,15 @@ static int ambiguous(const struct model_desc *m, const char *label, bool synonym
     ids[0] = 0;
     for (int id = 0; id < m->arch.num_classes && len < sizeof ids; id++)
         if (matches(m, id, label, synonyms)) len += (size_t)snprintf(ids + len, sizeof ids - len, "%s%d", len ? ", " : "", id);
-    return http_error_set(e, 422, "ambiguous_label", param, "%s: \"%.80s\" names more than one class; give one of the ids %s", param, label, ids);
+    return http_error_set(e, 422, "ambiguous_label", param, "%s: \"%.80s\" names more than one class; give one of the ids %s",
+                          param, label, ids);
 }
 
 static int unknown(const struct model_desc *m, const char *label, const char *param, struct http_error *e) {
     char text[300];
     if (label[strspn(label, "0123456789")] == 0)
-        return http_error_set(e, 422, "unknown_label", param, "%s: no class has the label \"%.80s\"; a class id is a number, without quotes", param, label);
+        return http_error_set(e, 422, "unknown_label", param,
+                              "%s: no class has the label \"%.80s\"; a class id is a number, without quotes", param, label);
     struct near near;
     near_init(&near, label);
     for (int id = 0; id < m->arch.num_classes; id++)
@@ -34,7 +36,8 @@ static int unknown(const struct model_desc *m, const char *label, const char *pa
 
 int label_find(const struct model_desc *m, const char *label, const char *param, int *id, struct http_error *e) {
     if (!m->labels)
-        return http_error_set(e, 422, "unknown_label", param, "%s: this model has no labels; give a class id from 0 to %d", param, m->arch.num_classes - 1);
+        return http_error_set(e, 422, "unknown_label", param, "%s: this model has no labels; give a class id from 0 to %d", param,
+                              m->arch.num_classes - 1);
     for (int synonyms = 0; synonyms < 2; synonyms++) {
         int found = 0;
         for (int i = 0; i < m->arch.num_classes; i++)

@@ -50,8 +50,15 @@ void near_add(struct near *n, const char *candidate) {
 
 void near_text(const struct near *n, char *text, size_t size) {
     size_t len = 0;
+    int shown = n->n;
     text[0] = 0;
-    for (int i = 0; i < n->n && len < size; i++)
-        len += (size_t)snprintf(text + len, size - len, "%s\"%s\"", i == 0 ? "; did you mean " : i == n->n - 1 ? " or " : ", ", n->best[i]);
-    if (n->n && len < size) snprintf(text + len, size - len, "?");
+    while (shown > 1 && n->distance[0] == 0 && n->distance[shown - 1] > 0)
+        shown--; // only the letter case was wrong: that one it is
+    for (int i = 0; i < shown && len < size; i++)
+        len += (size_t)snprintf(text + len, size - len, "%s\"%s\"",
+                                i == 0           ? "; did you mean "
+                                : i == shown - 1 ? " or "
+                                                 : ", ",
+                                n->best[i]);
+    if (shown && len < size) snprintf(text + len, size - len, "?");
 }

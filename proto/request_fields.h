@@ -2,7 +2,8 @@
 /*
  * request_fields: what request_parse leaves for request_resolve. Private to proto/.
  *
- * A value counts only where its bit in `given` is set: whether a field was sent matters, because a field that the chosen sampler does not use is refused.
+ * A value counts only where its bit in `given` is set: whether a field was sent matters, because a field that the chosen sampler
+ * does not use is refused.
  */
 #ifndef SITD_REQUEST_FIELDS_H
 #define SITD_REQUEST_FIELDS_H
@@ -12,19 +13,41 @@
 #include "proto/request.h"
 
 enum request_field {
-    FIELD_MODEL, FIELD_CLASSES, FIELD_CLASS, FIELD_N, FIELD_SEED, FIELD_SEED_INDEX, FIELD_INTERPOLANT, FIELD_TYPE, FIELD_METHOD, FIELD_STEPS,
-    FIELD_MAX_EVALUATIONS, FIELD_W_T, FIELD_W_T_SCALE, FIELD_LAST_STEP, FIELD_LAST_STEP_SIZE, FIELD_ATOL, FIELD_RTOL, FIELD_SCALE, FIELD_INTERVAL,
-    FIELD_CHANNELS, FIELD_FORMAT, FIELD_COMPRESSION, FIELD_TIMEOUT, FIELD_PRIORITY, FIELD_COUNT
+    FIELD_MODEL,
+    FIELD_CLASSES,
+    FIELD_CLASS,
+    FIELD_N,
+    FIELD_SEED,
+    FIELD_SEED_INDEX,
+    FIELD_INTERPOLANT,
+    FIELD_TYPE,
+    FIELD_METHOD,
+    FIELD_STEPS,
+    FIELD_MAX_EVALUATIONS,
+    FIELD_W_T,
+    FIELD_W_T_SCALE,
+    FIELD_LAST_STEP,
+    FIELD_LAST_STEP_SIZE,
+    FIELD_ATOL,
+    FIELD_RTOL,
+    FIELD_SCALE,
+    FIELD_INTERVAL,
+    FIELD_CHANNELS,
+    FIELD_FORMAT,
+    FIELD_COMPRESSION,
+    FIELD_TIMEOUT,
+    FIELD_PRIORITY,
+    FIELD_COUNT
 };
 
-struct class_ref {   // one entry of classes
+struct class_ref {     // one entry of classes
     const char *label; // owned text, or NULL: id, or unconditional
     int64_t id;        // -1 unconditional
 };
 
 struct request {
-    uint32_t given; // 1u << enum request_field
-    char *model, *model_name; // as sent; the part before '@'
+    uint32_t given;            // 1u << enum request_field
+    char *model, *model_name;  // as sent; the part before '@'
     struct class_ref *classes; // of `classes`, or the one of `class`
     int n_classes;
     int64_t n, seed_index, steps, max_evaluations, compression, timeout_ms, priority;

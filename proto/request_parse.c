@@ -2,11 +2,13 @@
 /*
  * request_parse: JSON bytes to struct request, driven by one table.
  *
- * Each field of the contract is a line of `fields`: where it sits, how it is read, where it goes, its range. A field that the contract names but this
- * version does not do yet is a line too, so that the answer says "not supported", not "unknown". Three decisions about numbers:
- *  - a boolean is not a number, and null is no way to say "default": null means unconditional in `classes` and nothing anywhere else;
- *  - an integer field takes JSON integers only; 50.0 is refused, since a client that computes its step counts in floating point will one day
- *    send 49.999999;
+ * Each field of the contract is a line of `fields`: where it sits, how it is read, where it goes, its range. A field that the
+ * contract names but this version does not do yet is a line too, so that the answer says "not supported", not "unknown". Three
+ * decisions about numbers:
+ *  - a boolean is not a number, and null is no way to say "default": null means unconditional in `classes` and nothing anywhere
+ * else;
+ *  - an integer field takes JSON integers only; 50.0 is refused, since a client that computes its step counts in floating point
+ * will one day send 49.999999;
  *  - a real field takes integers too.
  */
 #include <inttypes.h>
@@ -53,13 +55,20 @@ static int no_memory(struct reader *d) { return http_error_set(d->e, 503, "out_o
 
 static const char *kind_of(const json_t *v) {
     switch (json_typeof(v)) {
-    case JSON_OBJECT: return "an object";
-    case JSON_ARRAY: return "a list";
-    case JSON_STRING: return "a string";
-    case JSON_INTEGER: return "an integer";
-    case JSON_REAL: return "a number with a fraction or exponent";
-    case JSON_NULL: return "null";
-    default: return "a boolean";
+    case JSON_OBJECT:
+        return "an object";
+    case JSON_ARRAY:
+        return "a list";
+    case JSON_STRING:
+        return "a string";
+    case JSON_INTEGER:
+        return "an integer";
+    case JSON_REAL:
+        return "a number with a fraction or exponent";
+    case JSON_NULL:
+        return "null";
+    default:
+        return "a boolean";
     }
 }
 
@@ -89,7 +98,8 @@ static int read_real(struct reader *d, const struct field *f, json_t *v) {
 static int read_positive(struct reader *d, const struct field *f, json_t *v) {
     if (!json_is_number(v)) return wrong_type(d, "a number", v);
     double x = json_number_value(v);
-    if (!(x > f->min && x <= f->max)) return fail(d, "out_of_range", "must be above %g and at most %g, not %g", f->min, f->max, x);
+    if (!(x > f->min && x <= f->max))
+        return fail(d, "out_of_range", "must be above %g and at most %g, not %g", f->min, f->max, x);
     *(double *)target(d, f) = x;
     return 0;
 }
@@ -103,7 +113,8 @@ static void list_names(const char *const *names, char *text, size_t size) {
 static int read_name(struct reader *d, const struct field *f, json_t *v) {
     char all[160], near[160];
     list_names(f->names, all, sizeof all);
-    if (json_is_array(v) && f->id == FIELD_W_T) return fail(d, "not_supported", "as knots is not supported by this version (supported: %s)", all);
+    if (json_is_array(v) && f->id == FIELD_W_T)
+        return fail(d, "not_supported", "as knots is not supported by this version (supported: %s)", all);
     if (!json_is_string(v)) return wrong_type(d, "a string", v);
     const char *s = json_string_value(v);
     struct near n;
@@ -141,7 +152,9 @@ static int read_model(struct reader *d, const struct field *f, json_t *v) {
     size_t name = at ? (size_t)(at - s) : strlen(s);
     if (strlen(s) > MAX_TEXT) return fail(d, "out_of_range", "must have at most %d bytes", MAX_TEXT);
     if (name == 0) return fail(d, "invalid_value", "must be a name, name@version or name@digest");
-    if (at && !at[1]) return fail(d, "invalid_value", "has nothing after the '@'; it takes a version (step) or a digest of 6 hex digits or more");
+    if (at && !at[1])
+        return fail(d, "invalid_value",
+                    "has nothing after the '@'; it takes a version (step) or a digest of 6 hex digits or more");
     d->r->model = mem_strdup(s);
     d->r->model_name = mem_strndup(s, name);
     return d->r->model && d->r->model_name ? 0 : no_memory(d);
@@ -151,7 +164,8 @@ static int read_class_ref(struct reader *d, json_t *v, struct class_ref *c) {
     *c = (struct class_ref){.id = -1};
     if (json_is_null(v)) return 0;
     if (json_is_string(v)) {
-        if (json_string_length(v) == 0) return fail(d, "invalid_value", "is an empty string; a label is wanted (null is unconditional)");
+        if (json_string_length(v) == 0)
+            return fail(d, "invalid_value", "is an empty string; a label is wanted (null is unconditional)");
         if (json_string_length(v) > MAX_TEXT) return fail(d, "out_of_range", "must have at most %d bytes", MAX_TEXT);
         c->label = mem_strdup(json_string_value(v));
         return c->label ? 0 : no_memory(d);
@@ -174,7 +188,8 @@ static int read_classes(struct reader *d, const struct field *f, json_t *v) {
     (void)f;
     if (!json_is_array(v)) return wrong_type(d, "a list (class, with n, is the short form)", v);
     size_t n = json_array_size(v);
-    if (n < 1 || n > REQUEST_MAX_IMAGES) return fail(d, "out_of_range", "must have from 1 to %d entries, not %zu", REQUEST_MAX_IMAGES, n);
+    if (n < 1 || n > REQUEST_MAX_IMAGES)
+        return fail(d, "out_of_range", "must have from 1 to %d entries, not %zu", REQUEST_MAX_IMAGES, n);
     if (add_classes(d, (int)n) < 0) return -1;
     for (size_t i = 0; i < n; i++) {
         snprintf(d->path, sizeof d->path, "classes[%zu]", i);
@@ -191,7 +206,8 @@ static int read_class(struct reader *d, const struct field *f, json_t *v) {
 static int read_seed(struct reader *d, const struct field *f, json_t *v) {
     (void)f;
     if (json_is_integer(v)) {
-        if (json_integer_value(v) < 0) return fail(d, "out_of_range", "must be from 0 to 2^63-1 as a number, or a 64-bit value as a string of digits");
+        if (json_integer_value(v) < 0)
+            return fail(d, "out_of_range", "must be from 0 to 2^63-1 as a number, or a 64-bit value as a string of digits");
         d->r->seed = (uint64_t)json_integer_value(v);
         return 0;
     }
@@ -202,7 +218,9 @@ static int read_seed(struct reader *d, const struct field *f, json_t *v) {
     for (; *s && good; s++)
         good = *s >= '0' && *s <= '9' && !__builtin_mul_overflow(seed, (uint64_t)10, &seed) &&
                !__builtin_add_overflow(seed, (uint64_t)(*s - '0'), &seed);
-    if (!good) return fail(d, "invalid_value", "as a string must be the decimal digits of 0 to 18446744073709551615, without sign or leading zeros");
+    if (!good)
+        return fail(d, "invalid_value",
+                    "as a string must be the decimal digits of 0 to 18446744073709551615, without sign or leading zeros");
     d->r->seed = seed;
     return 0;
 }
@@ -215,7 +233,8 @@ static int read_interval(struct reader *d, const struct field *f, json_t *v) {
         d->r->interval[i] = json_number_value(json_array_get(v, i));
     }
     double from = d->r->interval[0], to = d->r->interval[1];
-    if (!(from >= 0 && from <= to && to <= 1)) return fail(d, "out_of_range", "must have 0 <= from <= to <= 1, not [%g, %g]", from, to);
+    if (!(from >= 0 && from <= to && to <= 1))
+        return fail(d, "out_of_range", "must have 0 <= from <= to <= 1, not [%g, %g]", from, to);
     return 0;
 }
 
@@ -251,7 +270,8 @@ static const struct field fields[] = {
     {"sampler", "type", read_name, FIELD_TYPE, AT(type), .names = types, .later = later_types},
     {"sampler", "method", read_name, FIELD_METHOD, AT(method), .names = methods, .later = later_methods},
     {"sampler", "steps", read_int, FIELD_STEPS, AT(steps), .min = 1, .max = SAMPLER_MAX_STEPS},
-    {"sampler", "max_evaluations", read_int, FIELD_MAX_EVALUATIONS, AT(max_evaluations), .min = 1, .max = SAMPLER_MAX_EVALUATIONS},
+    {"sampler", "max_evaluations", read_int, FIELD_MAX_EVALUATIONS, AT(max_evaluations), .min = 1,
+     .max = SAMPLER_MAX_EVALUATIONS},
     {"sampler", "w_t", read_name, FIELD_W_T, AT(w_t), .names = w_forms, .later = later_w},
     {"sampler", "w_t_scale", read_positive, FIELD_W_T_SCALE, AT(w_t_scale), .min = 0, .max = 1000},
     {"sampler", "last_step", read_name, FIELD_LAST_STEP, AT(last_step), .names = last_steps},
@@ -283,10 +303,22 @@ static const char *const groups[] = {"sampler", "guidance", "output", NULL};
 
 // Names that other tools use for our fields: for the error's suggestion only.
 static const char *const aliases[][2] = {
-    {"cfg_scale", "guidance.scale"}, {"guidance_scale", "guidance.scale"}, {"num_steps", "sampler.steps"}, {"num_inference_steps", "sampler.steps"},
-    {"num_sampling_steps", "sampler.steps"}, {"diffusion_form", "sampler.w_t"}, {"diffusion_norm", "sampler.w_t_scale"},
-    {"path_type", "interpolant"}, {"class_label", "class"}, {"class_labels", "classes"}, {"labels", "classes"}, {"prompt", "class"},
-    {"mode", "sampler.type"}, {"sampling_method", "sampler.method"}, {"cfg", "guidance.scale"}, {"num_images", "n"},
+    {"cfg_scale", "guidance.scale"},
+    {"guidance_scale", "guidance.scale"},
+    {"num_steps", "sampler.steps"},
+    {"num_inference_steps", "sampler.steps"},
+    {"num_sampling_steps", "sampler.steps"},
+    {"diffusion_form", "sampler.w_t"},
+    {"diffusion_norm", "sampler.w_t_scale"},
+    {"path_type", "interpolant"},
+    {"class_label", "class"},
+    {"class_labels", "classes"},
+    {"labels", "classes"},
+    {"prompt", "class"},
+    {"mode", "sampler.type"},
+    {"sampling_method", "sampler.method"},
+    {"cfg", "guidance.scale"},
+    {"num_images", "n"},
 };
 
 static bool same_group(const char *a, const char *b) { return a == b || (a && b && strcmp(a, b) == 0); }
@@ -300,7 +332,8 @@ static int unknown_field(struct reader *d, const char *group, const char *key) {
     struct near near;
     near_init(&near, key);
     for (size_t i = 0; i < sizeof aliases / sizeof *aliases; i++)
-        if (strcmp(aliases[i][0], key) == 0) return fail(d, "unknown_field", "is not a field of this request; did you mean %s?", aliases[i][1]);
+        if (strcmp(aliases[i][0], key) == 0)
+            return fail(d, "unknown_field", "is not a field of this request; did you mean %s?", aliases[i][1]);
     for (size_t i = 0; i < N_FIELDS; i++) {
         dotted(&fields[i], names[i], sizeof names[i]);
         if (!same_group(fields[i].group, group) && strcmp(fields[i].name, key) == 0)
@@ -334,9 +367,11 @@ static int read_object(struct reader *d, const char *group, json_t *object) {
 
 static int check_whole(const struct request *r, struct http_error *e) {
     if (!r->classes)
-        return http_error_set(e, 422, "missing_field", "classes", "classes is required: a list of class ids, labels or null (or class, with n, for one class)");
+        return http_error_set(e, 422, "missing_field", "classes",
+                              "classes is required: a list of class ids, labels or null (or class, with n, for one class)");
     if (request_has(r, FIELD_N) && !request_has(r, FIELD_CLASS))
-        return http_error_set(e, 422, "conflicting_fields", "n", "n goes with class; the length of classes is the number of images");
+        return http_error_set(e, 422, "conflicting_fields", "n",
+                              "n goes with class; the length of classes is the number of images");
     return 0;
 }
 
@@ -348,7 +383,8 @@ int request_parse(struct request **out, const char *body, size_t len, struct htt
     struct reader d = {.r = r, .e = e};
     int rc = 0;
     if (!r) rc = no_memory(&d);
-    else if (!json_is_object(root)) rc = http_error_set(e, 422, "invalid_type", NULL, "the body must be an object, not %s", kind_of(root));
+    else if (!json_is_object(root))
+        rc = http_error_set(e, 422, "invalid_type", NULL, "the body must be an object, not %s", kind_of(root));
     else rc = read_object(&d, NULL, root) < 0 || check_whole(r, e) < 0 ? -1 : 0;
     json_decref(root);
     if (rc == 0) *out = r;

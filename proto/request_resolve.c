@@ -2,8 +2,8 @@
 /*
  * request_resolve: a parsed request and a model give a job.
  *
- * A field that the chosen sampler does not use is refused, not ignored: whoever sent it expects it to do something. Guidance's interval and channels are
- * taken at scale 1, where they have no effect, so that a sweep over scales needs no special case.
+ * A field that the chosen sampler does not use is refused, not ignored: whoever sent it expects it to do something. Guidance's
+ * interval and channels are taken at scale 1, where they have no effect, so that a sweep over scales needs no special case.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -26,27 +26,33 @@ static int check_model(const struct request *r, const struct engine_model *em, s
     if (strcmp(r->model_name, em->name) != 0) return request_model_unknown(r, &em->name, 1, e);
     const char *version = r->model + strlen(r->model_name);
     if (!*version || is_version(em, version + 1)) return 0;
-    return http_error_set(e, 404, "version_not_found", "model", "model \"%.100s\" is not served; %s is at version %" PRId64 ", digest %.12s", r->model,
-                          em->name, em->desc.step, em->digest);
+    return http_error_set(e, 404, "version_not_found", "model",
+                          "model \"%.100s\" is not served; %s is at version %" PRId64 ", digest %.12s", r->model, em->name,
+                          em->desc.step, em->digest);
 }
 
 int request_model_unknown(const struct request *r, const char (*names)[64], int n, struct http_error *e) {
     char text[300];
     struct near near;
-    if (!r->model) return http_error_set(e, 422, "missing_field", "model", "model is required: there is more than one and none is marked default");
+    if (!r->model)
+        return http_error_set(e, 422, "missing_field", "model",
+                              "model is required: there is more than one and none is marked default");
     near_init(&near, r->model_name);
     for (int i = 0; i < n; i++) near_add(&near, names[i]);
     near_text(&near, text, sizeof text);
     return http_error_set(e, 404, "model_not_found", "model", "model \"%.100s\" is not served%s", r->model, text);
 }
 
-static int one_class(const struct class_ref *c, const struct engine_model *em, const char *param, int32_t *id, struct http_error *e) {
+static int one_class(const struct class_ref *c, const struct engine_model *em, const char *param, int32_t *id,
+                     struct http_error *e) {
     int found = (int)c->id;
     if (c->label && label_find(&em->desc, c->label, param, &found, e) < 0) return -1;
     if (!c->label && c->id < 0 && !em->desc.arch.class_dropout)
-        return http_error_set(e, 422, "not_supported", param, "%s: null (unconditional) needs a model with a null class; %s has none", param, em->name);
+        return http_error_set(e, 422, "not_supported", param,
+                              "%s: null (unconditional) needs a model with a null class; %s has none", param, em->name);
     if (!c->label && c->id >= em->desc.arch.num_classes)
-        return http_error_set(e, 422, "out_of_range", param, "%s must be from 0 to %d, not %" PRId64, param, em->desc.arch.num_classes - 1, c->id);
+        return http_error_set(e, 422, "out_of_range", param, "%s must be from 0 to %d, not %" PRId64, param,
+                              em->desc.arch.num_classes - 1, c->id);
     *id = found;
     return 0;
 }
@@ -72,24 +78,37 @@ static int unused(const char *param, const char *why, struct http_error *e) {
 }
 
 static int check_used(const struct request *r, const struct sampler_spec *s, struct http_error *e) {
-    static const struct { enum request_field field; const char *name; } sde[] = {{FIELD_W_T, "sampler.w_t"}, {FIELD_W_T_SCALE, "sampler.w_t_scale"},
-        {FIELD_LAST_STEP, "sampler.last_step"}, {FIELD_LAST_STEP_SIZE, "sampler.last_step_size"}};
-    static const struct { enum request_field field; const char *name; } adaptive[] = {{FIELD_ATOL, "sampler.atol"}, {FIELD_RTOL, "sampler.rtol"},
-        {FIELD_MAX_EVALUATIONS, "sampler.max_evaluations"}};
+    static const struct {
+        enum request_field field;
+        const char *name;
+    } sde[] = {{FIELD_W_T, "sampler.w_t"},
+               {FIELD_W_T_SCALE, "sampler.w_t_scale"},
+               {FIELD_LAST_STEP, "sampler.last_step"},
+               {FIELD_LAST_STEP_SIZE, "sampler.last_step_size"}};
+    static const struct {
+        enum request_field field;
+        const char *name;
+    } adaptive[] = {
+        {FIELD_ATOL, "sampler.atol"}, {FIELD_RTOL, "sampler.rtol"}, {FIELD_MAX_EVALUATIONS, "sampler.max_evaluations"}};
     for (int i = 0; i < 4; i++)
-        if (s->type != SAMPLER_SDE && request_has(r, sde[i].field)) return unused(sde[i].name, "by sampler.type \"ode\", only by \"sde\"", e);
+        if (s->type != SAMPLER_SDE && request_has(r, sde[i].field))
+            return unused(sde[i].name, "by sampler.type \"ode\", only by \"sde\"", e);
     if (s->type == SAMPLER_SDE && s->method != METHOD_EULER && s->method != METHOD_HEUN)
-        return http_error_set(e, 422, "conflicting_fields", "sampler.method", "sampler.method must be euler or heun with sampler.type \"sde\", not %s",
+        return http_error_set(e, 422, "conflicting_fields", "sampler.method",
+                              "sampler.method must be euler or heun with sampler.type \"sde\", not %s",
                               sampler_method_name(s->method));
     for (int i = 0; i < 3; i++)
         if (s->method != METHOD_DOPRI5 && request_has(r, adaptive[i].field))
             return unused(adaptive[i].name, "by solvers of fixed steps, only by sampler.method \"dopri5\"", e);
     if (s->method == METHOD_DOPRI5 && request_has(r, FIELD_STEPS))
         return unused("sampler.steps", "by \"dopri5\", which chooses its own; it takes sampler.max_evaluations", e);
-    if (s->last == LAST_NONE && request_has(r, FIELD_LAST_STEP_SIZE)) return unused("sampler.last_step_size", "with sampler.last_step \"none\"", e);
+    if (s->last == LAST_NONE && request_has(r, FIELD_LAST_STEP_SIZE))
+        return unused("sampler.last_step_size", "with sampler.last_step \"none\"", e);
     if (s->type == SAMPLER_SDE && s->last != LAST_NONE && s->steps < 2)
-        return http_error_set(e, 422, "out_of_range", "sampler.steps",
-                              "sampler.steps must be from 2 to %d with a last step, which counts as one (sampler.last_step \"none\" allows 1)", SAMPLER_MAX_STEPS);
+        return http_error_set(
+            e, 422, "out_of_range", "sampler.steps",
+            "sampler.steps must be from 2 to %d with a last step, which counts as one (sampler.last_step \"none\" allows 1)",
+            SAMPLER_MAX_STEPS);
     return 0;
 }
 
@@ -112,19 +131,23 @@ static int sampler(struct sampler_spec *s, const struct request *r, const struct
     if (request_has(r, FIELD_CHANNELS)) s->guide_channels = r->channels < 0 ? em->desc.arch.in_channels : (int)r->channels;
     if (check_used(r, s, e) < 0) return -1;
     if (s->guide_channels > em->desc.arch.in_channels)
-        return http_error_set(e, 422, "out_of_range", "guidance.channels", "guidance.channels must be from 1 to %d or \"all\", not %d",
-                              em->desc.arch.in_channels, s->guide_channels);
+        return http_error_set(e, 422, "out_of_range", "guidance.channels",
+                              "guidance.channels must be from 1 to %d or \"all\", not %d", em->desc.arch.in_channels,
+                              s->guide_channels);
     if (s->guidance != 1 && !em->desc.arch.class_dropout)
-        return http_error_set(e, 422, "not_supported", "guidance.scale", "guidance.scale other than 1 needs a model with a null class; %s has none", em->name);
+        return http_error_set(e, 422, "not_supported", "guidance.scale",
+                              "guidance.scale other than 1 needs a model with a null class; %s has none", em->name);
     return sampler_check(s, &em->sampler, &err) < 0 ? http_error_from(e, &err) : 0;
 }
 
-int request_resolve(struct resolved *out, const struct request *r, const struct engine_model *em, uint64_t random53, struct http_error *e) {
+int request_resolve(struct resolved *out, const struct request *r, const struct engine_model *em, uint64_t random53,
+                    struct http_error *e) {
     *out = (struct resolved){.compression = request_has(r, FIELD_COMPRESSION) ? (int)r->compression : 1};
     struct engine_job *job = &out->job;
     if (check_model(r, em, e) < 0 || classes(out, r, em, e) < 0 || sampler(&job->sampler, r, em, e) < 0) goto fail;
     if (r->seed_index + job->n - 1 > UINT32_MAX) {
-        http_error_set(e, 422, "out_of_range", "seed_index", "seed_index of the last image must be at most 4294967295, not %" PRId64, r->seed_index + job->n - 1);
+        http_error_set(e, 422, "out_of_range", "seed_index",
+                       "seed_index of the last image must be at most 4294967295, not %" PRId64, r->seed_index + job->n - 1);
         goto fail;
     }
     snprintf(job->model, sizeof job->model, "%s", em->name);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * Requests that must be refused, one folder each: tests/bad/request/<case>/input holds the body's bytes, .../error one line "STATUS PARAM TEXT": the HTTP status,
- * the field that the answer names ("-" for none) and a piece of the message. A new case needs no C.
+ * Requests that must be refused, one folder each: tests/bad/request/<case>/input holds the body's bytes, .../error one line
+ * "STATUS PARAM TEXT": the HTTP status, the field that the answer names ("-" for none) and a piece of the message. A new case
+ * needs no C.
  */
 #include <dirent.h>
 
@@ -44,11 +45,13 @@ static bool refused_as_said(const char *name, const struct engine_model *m) {
     size_t len = slurp(name, "input", body, sizeof body);
     slurp(name, "error", want, sizeof want);
     want[strcspn(want, "\n")] = 0;
-    if (sscanf(want, "%d %127s %n", &status, param, &at) != 2 || at == 0) test_fail(__FILE__, __LINE__, "%s: error is not STATUS PARAM TEXT", name);
+    if (sscanf(want, "%d %127s %n", &status, param, &at) != 2 || at == 0)
+        test_fail(__FILE__, __LINE__, "%s: error is not STATUS PARAM TEXT", name);
     char *exact = mem_dup(body, len ? len : 1); // no byte behind the body: AddressSanitizer sees any step too far
     int rc = judge(exact, len, m, &e);
     mem_free(exact);
-    bool ok = rc == -1 && e.status == status && strcmp(e.param, strcmp(param, "-") == 0 ? "" : param) == 0 && strstr(e.message, want + at);
+    bool ok = rc == -1 && e.status == status && strcmp(e.param, strcmp(param, "-") == 0 ? "" : param) == 0 &&
+              strstr(e.message, want + at);
     if (!ok) printf("    %s: wanted %s\n        got %d %s %s\n", name, want, rc == 0 ? 0 : e.status, e.param, e.message);
     char *json = http_error_json(&e);
     ok = ok && json && e.code[0] && e.type[0];
@@ -71,7 +74,8 @@ TEST(request_bad_folders) {
 
 // The same bodies cut short at every length, and with every byte flipped: an answer each time, whatever it is.
 TEST(request_cut_and_flipped) {
-    const char *body = "{\"model\":\"fashion-sit\",\"classes\":[9,\"sandal\",null],\"seed\":\"7\",\"sampler\":{\"type\":\"sde\",\"w_t\":\"sigma\",\"w_t_scale\":1.5e-1},"
+    const char *body = "{\"model\":\"fashion-sit\",\"classes\":[9,\"sandal\",null],\"seed\":\"7\",\"sampler\":{\"type\":\"sde\","
+                       "\"w_t\":\"sigma\",\"w_t_scale\":1.5e-1},"
                        "\"guidance\":{\"scale\":3.0,\"interval\":[0.0,1]},\"output\":{\"compression\":1}}";
     struct engine_model m;
     struct http_error e;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * A loaded model's facts without a model, for tests of the request codec: ten clothes with synonyms ("shoe" is one of two classes), two
- * classes of the same name ("crane"), step 9034, a digest that starts with 0a1b2c.
+ * A loaded model's facts without a model, for tests of the request codec: ten clothes with synonyms ("shoe" is one of two
+ * classes), two classes of the same name ("crane"), step 9034, a digest that starts with 0a1b2c.
  */
 #ifndef TEST_REQUEST_MODEL_H
 #define TEST_REQUEST_MODEL_H
@@ -10,8 +10,10 @@
 #include "proto/request.h"
 
 #define FAKE_CLASSES 12
-static char *fake_names[FAKE_CLASSES][3] = {{"t-shirt", "top"}, {"trouser", "trousers"}, {"pullover"}, {"dress"}, {"coat"}, {"sandal", "shoe"}, {"shirt"},
-    {"sneaker", "shoe", "trainer"}, {"bag", "coat"}, {"ankle boot", "boot"}, {"crane"}, {"crane", "heron"}};
+static char *fake_names[FAKE_CLASSES][3] = {
+    {"t-shirt", "top"}, {"trouser", "trousers"}, {"pullover"}, {"dress"},
+    {"coat"},           {"sandal", "shoe"},      {"shirt"},    {"sneaker", "shoe", "trainer"},
+    {"bag", "coat"},    {"ankle boot", "boot"},  {"crane"},    {"crane", "heron"}};
 
 // labels: with the names above; null_class: has the unconditional row. m's labels are static: nothing to free.
 static inline void fake_model(struct engine_model *m, bool labels, bool null_class) {
@@ -25,8 +27,16 @@ static inline void fake_model(struct engine_model *m, bool labels, bool null_cla
     strcpy(m->desc.family, "sit");
     strcpy(m->desc.path, "linear");
     strcpy(m->desc.prediction, "velocity");
-    m->desc.arch = (struct arch){.input_size = 32, .patch_size = 4, .in_channels = 4, .hidden_size = 192, .depth = 8, .num_heads = 3,
-        .num_classes = FAKE_CLASSES, .mlp_ratio = 4, .class_dropout = null_class, .learn_sigma = true};
+    m->desc.arch = (struct arch){.input_size = 32,
+                                 .patch_size = 4,
+                                 .in_channels = 4,
+                                 .hidden_size = 192,
+                                 .depth = 8,
+                                 .num_heads = 3,
+                                 .num_classes = FAKE_CLASSES,
+                                 .mlp_ratio = 4,
+                                 .class_dropout = null_class,
+                                 .learn_sigma = true};
     m->desc.step = 9034;
     m->desc.labels = labels ? (void *)table : NULL;
     m->sampler = (struct sampler_model){PATH_LINEAR, PRED_VELOCITY};
