@@ -8,6 +8,8 @@ static const struct {
     const char *name, *what;
     int (*run)(int argc, char **argv);
 } commands[] = {
+    {"replay", "re-run recorded cases and print the error", cmd_replay},
+    {"bench", "speed of this machine", cmd_bench},
 };
 
 static int usage(FILE *to) {

@@ -145,7 +145,8 @@ void sampler_ask(const struct sampler *s, struct sampler_step *out, int in, doub
     out->in_scale = at->in_scale;
     out->t = at->t;
     out->time = t;
-    out->guidance = t >= spec->guide_from && t <= spec->guide_to ? spec->guidance : 1;
+    double judged = fmin(t, 1); // a replayed dopri5 steps past the end, guided as it was up to there
+    out->guidance = judged >= spec->guide_from && judged <= spec->guide_to ? spec->guidance : 1;
 }
 
 /* running */

@@ -119,6 +119,15 @@ static int check_tensor(const struct arch *a, const struct tensor *t, bool *seen
     return check_shape(a, t, slot->shape, e);
 }
 
+int arch_tensor(const struct arch *a, long index, char name[64], int64_t shape[TENSOR_MAX_DIMS]) {
+    if (index < 0 || index >= OUTER + (long)a->depth * INNER) return 0;
+    const char *letters = index < OUTER ? outer[index].shape : inner[(index - OUTER) % INNER].shape;
+    name_of(index, name, 64);
+    int n = (int)strlen(letters);
+    for (int i = 0; i < n; i++) shape[i] = dim_of(letters[i], a);
+    return n;
+}
+
 int arch_match(const struct arch *a, const struct tensor_table *table, struct err *e) {
     if (a->depth < 0 || a->depth > MAX_DEPTH) return err_param(e, E_RANGE, "architecture.depth", "depth %d is out of range", a->depth);
     long places = OUTER + (long)a->depth * INNER;

@@ -38,5 +38,12 @@ int arch_infer(struct arch *, const struct tensor_table *, struct err *);
 // "projectors." (REPA's training heads) are ignored. E_CONFLICT, err.param names the tensor. Heads are not looked at.
 int arch_match(const struct arch *, const struct tensor_table *, struct err *);
 int arch_heads(int hidden_size); // of the published width, or 0
+// The list itself: name and shape of the index-th tensor of this network (0, 1, ...). Returns its rank, 0 past the end.
+int arch_tensor(const struct arch *, long index, char name[64], int64_t shape[TENSOR_MAX_DIMS]);
+
+struct arch_weights { struct tensor_table table; void *priv; };
+// Random float32 weights of that shape, N(0, 0.02^2) in every tensor but pos_embed, which is left out: for benchmarks and tests of any size.
+int arch_random(struct arch_weights *, const struct arch *, uint64_t seed, struct err *);
+void arch_weights_free(struct arch_weights *);
 
 #endif

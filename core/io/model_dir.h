@@ -52,6 +52,8 @@ void model_desc_deinit(struct model_desc *);
 char *model_desc_dump(const struct model_desc *, struct err *); // JSON text; caller mem_free's
 // Sizes that no network of ours has (zero, negative, products that overflow, more than 2^31 activations) are refused: err.param names the field.
 int arch_check(const struct arch *, struct err *);
+// Overwrites the fields that a recorded case's "config" (the authors' constructor arguments, JSON) names; other keys are not looked at.
+int arch_parse_config(struct arch *, const char *json, struct err *);
 
 struct model_dir {
     struct model_desc desc;

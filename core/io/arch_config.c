@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: MIT
+/*
+ * arch_config: the authors' constructor arguments (input_size, patch_size, ..., as DiT and SiT models.py name them) as JSON, which recorded
+ * cases carry because no tensor tells the heads (declared in model_dir.h).
+ */
+#include <string.h>
+
+#include "core/io/jsonio.h"
+#include "core/io/model_dir.h"
+
+static int whole(int *out, const json_t *root, const char *key, struct err *e) {
+    const json_t *v = json_object_get(root, key);
+    if (!v) return OK;
+    if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > 1 << 24)
+        return err_param(e, E_FORMAT, key, "config's '%s' is not a whole number from 0 to 2^24", key);
+    *out = (int)json_integer_value(v);
+    return OK;
+}
+
+static int real(double *out, const json_t *root, const char *key, struct err *e) {
+    const json_t *v = json_object_get(root, key);
+    if (!v) return OK;
+    if (!json_is_number(v)) return err_param(e, E_FORMAT, key, "config's '%s' is not a number", key);
+    *out = json_number_value(v);
+    return OK;
+}
+
+int arch_parse_config(struct arch *a, const char *text, struct err *e) {
+    json_t *root;
+    int rc = jsonio_parse(&root, text, strlen(text), 8, 1000, "config", e);
+    if (rc != OK) return rc;
+    if (!json_is_object(root)) rc = err_param(e, E_FORMAT, "config", "config is not a JSON object");
+    struct { const char *key; int *out; } fields[] = {
+        {"input_size", &a->input_size}, {"patch_size", &a->patch_size}, {"in_channels", &a->in_channels}, {"hidden_size", &a->hidden_size},
+        {"depth", &a->depth},           {"num_heads", &a->num_heads},   {"num_classes", &a->num_classes},
+    };
+    for (size_t i = 0; rc == OK && i < sizeof fields / sizeof *fields; i++) rc = whole(fields[i].out, root, fields[i].key, e);
+    if (rc == OK) rc = real(&a->mlp_ratio, root, "mlp_ratio", e);
+    const json_t *sigma = json_object_get(root, "learn_sigma");
+    if (rc == OK && sigma && !json_is_boolean(sigma)) rc = err_param(e, E_FORMAT, "learn_sigma", "config's 'learn_sigma' is not true or false");
+    if (rc == OK && sigma) a->learn_sigma = json_is_true(sigma);
+    json_decref(root);
+    return rc;
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT
+/*
+ * arch_random: weights of any published or custom size without a checkpoint (declared in checkpoint.h).
+ */
+#include <string.h>
+
+#include "core/base/mem.h"
+#include "core/io/checkpoint.h"
+#include "kernels/philox.h"
+
+#define SPREAD 0.02f
+
+struct random_weights { // one allocation a kind
+    char (*names)[64];
+    float *data;
+};
+
+static void fill(float *data, size_t count, uint64_t seed, uint32_t tensor) {
+    for (size_t i = 0; i < count; i += 4) {
+        float four[4];
+        philox_normal4(seed, tensor, 0, (uint32_t)(i / 4), four);
+        for (size_t j = 0; j < 4 && i + j < count; j++) data[i + j] = SPREAD * four[j];
+    }
+}
+
+static size_t elements(const int64_t *shape, int n) {
+    size_t count = 1;
+    for (int i = 0; i < n; i++) count *= (size_t)shape[i]; // arch_check bounds every tensor
+    return count;
+}
+
+int arch_random(struct arch_weights *w, const struct arch *a, uint64_t seed, struct err *e) {
+    char name[64];
+    int64_t shape[TENSOR_MAX_DIMS];
+    size_t total = 0;
+    int n = 0;
+    *w = (struct arch_weights){0};
+    if (arch_check(a, e)) return e ? e->status : E_RANGE;
+    for (int rank; (rank = arch_tensor(a, n + 1, name, shape)); n++) total += elements(shape, rank); // tensor 0 is pos_embed
+    struct random_weights *r = mem_alloc(sizeof *r);
+    w->priv = r;
+    w->table.tensors = mem_array((size_t)n, sizeof *w->table.tensors);
+    if (r) r->names = mem_array((size_t)n, sizeof *r->names), r->data = mem_array(total, sizeof *r->data);
+    if (!r || !w->table.tensors || !r->names || !r->data) return arch_weights_free(w), err_set(e, E_NOMEM, "no memory for %zu random weights", total);
+    float *at = r->data;
+    for (int i = 0; i < n; i++) {
+        struct tensor *t = &w->table.tensors[i];
+        *t = (struct tensor){.name = r->names[i], .dtype = DT_F32, .data = at};
+        t->ndim = arch_tensor(a, i + 1, r->names[i], t->shape);
+        t->count = elements(t->shape, t->ndim), t->bytes = t->count * sizeof(float);
+        fill(at, t->count, seed, (uint32_t)i);
+        at += t->count;
+    }
+    w->table.n = n;
+    return OK;
+}
+
+void arch_weights_free(struct arch_weights *w) {
+    struct random_weights *r = w->priv;
+    if (r) mem_free(r->names), mem_free(r->data);
+    mem_free(r);
+    mem_free(w->table.tensors);
+    *w = (struct arch_weights){0};
+}

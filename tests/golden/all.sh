@@ -1,0 +1,15 @@
+#!/bin/sh
+# Replays every case of a full set of recordings (default ../shared/golden with its models in ../shared/models), where one is there.
+set -u
+cd "$(dirname "$0")/../.."
+golden=${1:-../shared/golden} models=${2:-../shared/models}
+[ -d "$golden" ] || { echo "no recordings in $golden: nothing more to replay"; exit 0; }
+status=0
+replay() {
+    model=$1
+    shift
+    build/sitd replay --model "$model" "$@" || status=1
+}
+for weights in "$golden/sit-tiny.pt" "$golden/sit-tiny.safetensors"; do replay "$weights" "$golden"/sit-tiny.forward.safetensors "$golden"/transport/*.safetensors; done
+replay "$models/fashion-sit.pt" "$golden"/fashion/sit.forward.safetensors "$golden"/fashion/sit/*.safetensors
+exit $status
