@@ -6,12 +6,14 @@
 
 #include "core/base/mem.h"
 #include "core/io/file.h"
+#include "core/io/pt.h"
 #include "core/io/safetensors.h"
 
 #define MAX_FILE ((size_t)64 << 30)
 
 struct parsed { // what the table points into; one of the two is in use
     struct safetensors st;
+    struct pt pt;
 };
 
 static bool begins(const void *bytes, size_t n, const char *magic, size_t len) { return n >= len && memcmp(bytes, magic, len) == 0; }
@@ -58,6 +60,15 @@ static int strip_prefixes(struct tensor_table *table, struct err *e) {
 }
 
 static int parse(struct checkpoint *c, struct parsed *p, const void *bytes, size_t n, struct err *e) {
+    if (begins(bytes, n, "PK\3\4", 4)) {
+        int rc = pt_parse(&p->pt, bytes, n, e);
+        c->table = p->pt.table;
+        c->meta = p->pt.meta;
+        c->n_meta = p->pt.n_meta;
+        c->format = "torch zip";
+        c->chosen = p->pt.chosen;
+        return rc;
+    }
     if (is_safetensors(bytes, n)) {
         int rc = safetensors_parse(&p->st, bytes, n, e);
         c->table = p->st.table;
@@ -96,7 +107,10 @@ int checkpoint_open(struct checkpoint *c, const char *path, struct err *e) {
 
 void checkpoint_close(struct checkpoint *c) {
     struct parsed *p = c->priv;
-    if (p) safetensors_close(&p->st);
+    if (p) {
+        safetensors_close(&p->st);
+        pt_close(&p->pt);
+    }
     mem_free(p);
     mem_free(c->bytes);
     *c = (struct checkpoint){0};
