@@ -270,7 +270,7 @@ static const struct field fields[] = {
     {"sampler", "type", read_name, FIELD_TYPE, AT(type), .names = types, .later = later_types},
     {"sampler", "method", read_name, FIELD_METHOD, AT(method), .names = methods, .later = later_methods},
     {"sampler", "steps", read_int, FIELD_STEPS, AT(steps), .min = 1, .max = SAMPLER_MAX_STEPS},
-    {"sampler", "max_evaluations", read_int, FIELD_MAX_EVALUATIONS, AT(max_evaluations), .min = 1,
+    {"sampler", "max_evaluations", read_int, FIELD_MAX_EVALUATIONS, AT(max_evaluations), .min = 8,
      .max = SAMPLER_MAX_EVALUATIONS},
     {"sampler", "w_t", read_name, FIELD_W_T, AT(w_t), .names = w_forms, .later = later_w},
     {"sampler", "w_t_scale", read_positive, FIELD_W_T_SCALE, AT(w_t_scale), .min = 0, .max = 1000},

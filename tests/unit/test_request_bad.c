@@ -59,6 +59,30 @@ static bool refused_as_said(const char *name, const struct engine_model *m) {
     return ok;
 }
 
+// The examples of the contract: each is taken, and its normalised form too.
+TEST(request_examples_are_taken) {
+    static char body[1 << 16];
+    struct engine_model m;
+    fake_model(&m, true, true);
+    DIR *dir = opendir("proto/examples");
+    CHECK(dir != NULL);
+    int taken = 0;
+    for (struct dirent *d; (d = readdir(dir));) {
+        char path[600];
+        struct http_error e;
+        if (!strstr(d->d_name, ".json")) continue;
+        snprintf(path, sizeof path, "proto/examples/%s", d->d_name);
+        FILE *f = fopen(path, "rb");
+        CHECK(f != NULL);
+        size_t len = fread(body, 1, sizeof body, f);
+        fclose(f);
+        if (judge(body, len, &m, &e) < 0) test_fail(__FILE__, __LINE__, "%s: %d %s", path, e.status, e.message);
+        taken++;
+    }
+    closedir(dir);
+    CHECK(taken >= 8);
+}
+
 TEST(request_bad_folders) {
     struct engine_model m;
     fake_model(&m, true, true);
