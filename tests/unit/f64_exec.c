@@ -52,7 +52,7 @@ static double combine(const struct f64_exec *x, const double *c, int e) {
 }
 
 static void evaluate(struct f64_exec *x, const struct sampler_step *st, double *f) {
-    double in[F64_MAX];
+    static double in[F64_MAX];
     CHECK(x->written[st->in] && isfinite(st->t) && isfinite(st->in_scale) && x->n <= F64_MAX);
     for (int e = 0; e < x->n; e++) in[e] = st->in_scale * x->col[st->in][e];
     x->net(x->ctx, st, in, f, x->n);

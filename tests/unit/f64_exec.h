@@ -9,7 +9,7 @@
 #define F64_EXEC_H
 #include "core/diffusion/sampler.h"
 
-#define F64_MAX 4096 // elements at most
+#define F64_MAX 16384 // elements at most
 
 struct f64_exec {
     int n;
