@@ -18,9 +18,6 @@ struct convert_at {
 };
 void convert_eval(enum path_kind sampling, const struct sampler_model *, double t, struct convert_at *);
 
-// The model's time with the signal-to-noise ratio alpha/sigma (each >= 0, not both 0). Below VP's least ratio: 0.
-double convert_time(enum path_kind model, double alpha, double sigma);
-
 // Earliest time of the sampling path that the model's path reaches (0 except for a VP model on linear or GVP, where 0.0065 and 0.0042).
 double convert_start(enum path_kind sampling, enum path_kind model);
 

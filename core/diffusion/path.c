@@ -73,6 +73,22 @@ void path_eval(enum path_kind k, double t, struct path_at *at) {
     else vp_eval(t, at);
 }
 
+// VP: ln(1 + sigma^2/alpha^2) = -2 log alpha(t) = (BETA_MAX - BETA_MIN) u^2/2 + BETA_MIN u with u = 1 - t; the root written without
+// cancellation at u = 0.
+static double vp_time(double alpha, double sigma) {
+    double ratio = sigma / alpha;
+    if (isinf(ratio)) return 0;
+    double y = ratio < 1e150 ? log1p(ratio * ratio) : 2 * log(ratio);
+    double u = 2 * y / (BETA_MIN + sqrt(BETA_MIN * BETA_MIN + 2 * (BETA_MAX - BETA_MIN) * y));
+    return u < 1 ? 1 - u : 0;
+}
+
+double path_time(enum path_kind k, double alpha, double sigma) {
+    if (k == PATH_LINEAR) return alpha / (alpha + sigma);
+    if (k == PATH_GVP) return atan2(alpha, sigma) / half_pi;
+    return vp_time(alpha, sigma);
+}
+
 static double var_over_sigma(const struct path_at *at) {
     if (at->kind == PATH_LINEAR) return 1 / at->alpha;
     if (at->kind == PATH_GVP) return half_pi / at->alpha;

@@ -31,7 +31,7 @@ static double diffusion(const struct sampler_spec *spec, const struct path_at *a
 static double diffusion_over_sigma(const struct sampler_spec *spec, const struct path_at *at) {
     if (spec->w_t == W_SIGMA) return spec->w_t_scale;
     if (at->sigma != 0) return diffusion(spec, at) / at->sigma;
-    if (spec->w_t == W_LINEAR) return at->kind == PATH_VP ? 0 : -spec->w_t_scale / at->d_sigma; // by de l'Hopital
+    if (spec->w_t == W_LINEAR) return -spec->w_t_scale / at->d_sigma; // by de l'Hopital; 0 for VP, whose sigma' is infinite
     if (spec->w_t == W_INC_DEC || (spec->w_t == W_DECREASING && spec->w_t_scale == 1)) return 0;
     return INFINITY;
 }

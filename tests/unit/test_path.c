@@ -100,14 +100,14 @@ TEST(convert_golden) {
     }
 }
 
-TEST(convert_time_inverts) {
+TEST(path_time_inverts) {
     for (int k = 0; k < PATH_COUNT; k++)
         for (double t = 0; t <= 1; t += 1.0 / 64) {
             struct path_at at;
             path_eval((enum path_kind)k, t, &at);
-            CHECK_NEAR(convert_time((enum path_kind)k, at.alpha, at.sigma), t, 1e-14 + (k == PATH_VP ? 1e-11 : 0));
+            CHECK_NEAR(path_time((enum path_kind)k, at.alpha, at.sigma), t, 1e-14 + (k == PATH_VP ? 1e-11 : 0));
         }
-    CHECK(convert_time(PATH_VP, 0, 1) == 0 && convert_time(PATH_VP, 1e-200, 1) == 0 && convert_time(PATH_VP, 1, 0) == 1);
+    CHECK(path_time(PATH_VP, 0, 1) == 0 && path_time(PATH_VP, 1e-200, 1) == 0 && path_time(PATH_VP, 1, 0) == 1);
     CHECK_NEAR(convert_start(PATH_LINEAR, PATH_VP), 0.00653, 5e-6);
     CHECK(convert_start(PATH_GVP, PATH_LINEAR) == 0);
 }
