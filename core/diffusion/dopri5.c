@@ -2,8 +2,9 @@
 /*
  * Dormand-Prince 5(4) with torchdiffeq's controller, one image's error norm at a time.
  *
- * Columns: X = y at t, Y = the stage's input and, once the seventh stage is asked, y at t + h; K(0..6) the drifts. The seventh drift is the next
- * step's first (FSAL). The norms of a step come back with the next call; until then the image sits out and the others go on.
+ * Columns: X = y at t, Y = the stage's input and, once the seventh stage is asked, y at t + h; K(0..6) the drifts. The seventh
+ * drift is the next step's first (FSAL). The norms of a step come back with the next call; until then the image sits out and the
+ * others go on.
  *
  *   FIRST   k0 at t0; norms d0 = |x|, d1 = |k0|              \
  *   PROBE   Y = x + h0 k0                                     } Hairer, Norsett, Wanner II.4: the first step size
@@ -12,9 +13,10 @@
  *   1..6    k_i, next Y; after the sixth the error's norm
  *   JUDGE   accepted: x = Y, k0 = k6, and BEGIN of the next step in the same move; refused: BEGIN again with a smaller h
  *
- * The end: the daemon shortens the last step to end at t1 exactly, and stretches it by at most 1 % so that no sliver is left. A replay steps
- * over t1 as torchdiffeq does and reads y(t1) from its quartic interpolant, which is linear in x, Y and the drifts. (torchdiffeq also nudges some
- * times by one float32 ulp: 6e-8 of t, far below the tolerance that a recorded dopri5 run can be met to, so it is left out.)
+ * The end: the daemon shortens the last step to end at t1 exactly, and stretches it by at most 1 % so that no sliver is left. A
+ * replay steps over t1 as torchdiffeq does and reads y(t1) from its quartic interpolant, which is linear in x, Y and the drifts.
+ * (torchdiffeq also nudges some times by one float32 ulp: 6e-8 of t, far below the tolerance that a recorded dopri5 run can be
+ * met to, so it is left out.)
  */
 #include "core/diffusion/solver.h"
 
@@ -38,13 +40,20 @@ static const struct tableau dopri5 = {
 };
 // b - b_hat, torchdiffeq's fifth-order weights less its fourth-order ones
 static const double error_weight[SOLVER_STAGES] = {
-    35.0 / 384 - 1951.0 / 21600, 0, 500.0 / 1113 - 22642.0 / 50085, 125.0 / 192 - 451.0 / 720, -2187.0 / 6784 + 12231.0 / 42400,
-    11.0 / 84 - 649.0 / 6300, -1.0 / 60,
+    35.0 / 384 - 1951.0 / 21600,
+    0,
+    500.0 / 1113 - 22642.0 / 50085,
+    125.0 / 192 - 451.0 / 720,
+    -2187.0 / 6784 + 12231.0 / 42400,
+    11.0 / 84 - 649.0 / 6300,
+    -1.0 / 60,
 };
 // y(t + h/2) = x + h sum mid_i k_i (Shampine 1986)
 static const double mid_weight[SOLVER_STAGES] = {
-    6025192743.0 / 30085553152.0 / 2, 0, 51252292925.0 / 65400821598.0 / 2, -2691868925.0 / 45128329728.0 / 2,
-    187940372067.0 / 1594534317056.0 / 2, -1776094331.0 / 19743644256.0 / 2, 11237099.0 / 235043384.0 / 2,
+    6025192743.0 / 30085553152.0 / 2,     0,
+    51252292925.0 / 65400821598.0 / 2,    -2691868925.0 / 45128329728.0 / 2,
+    187940372067.0 / 1594534317056.0 / 2, -1776094331.0 / 19743644256.0 / 2,
+    11237099.0 / 235043384.0 / 2,
 };
 
 static struct sampler_norm *norm_of(const struct sampler *s, struct sampler_step *out, int a, int b) {
@@ -97,10 +106,11 @@ static double first_step_size(const struct sampler *s, double norm) {
 
 static int size_next(struct sampler *s, struct err *err) { // h from h_try: refuses what cannot be done, shortens the last step
     if (s->evaluations + 6 > s->spec.max_evaluations)
-        return err_param(err, E_RANGE, "sampler.max_evaluations", "dopri5 needs more than %d evaluations (it has come to t = %.4g)",
-                         s->spec.max_evaluations, s->t);
+        return err_param(err, E_RANGE, "sampler.max_evaluations",
+                         "dopri5 needs more than %d evaluations (it has come to t = %.4g)", s->spec.max_evaluations, s->t);
     if (!(s->t + s->h_try > s->t))
-        return err_param(err, E_RANGE, "sampler.rtol", "dopri5's step size vanished at t = %.9g: the tolerances cannot be met", s->t);
+        return err_param(err, E_RANGE, "sampler.rtol", "dopri5's step size vanished at t = %.9g: the tolerances cannot be met",
+                         s->t);
     bool last = !s->spec.replay && s->t + 1.01 * s->h_try >= s->t1;
     s->keep[KEEP_LAST] = last;
     s->h = last ? s->t1 - s->t : s->h_try;

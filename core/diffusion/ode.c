@@ -2,9 +2,9 @@
 /*
  * Fixed-step explicit Runge-Kutta as programs over columns.
  *
- * After stage i the drift k_i = v.x*in + v.f*F exists only as the pair (in, F), so everything that needs it is formed at once, in the
- * assignments of that evaluation: k_i itself if a later stage wants it again, and the next stage's input (or the new state). That is two
- * assignments at most, whatever the method. Tableaus are torchdiffeq's: "rk4" is the 3/8 rule, "heun" its heun2.
+ * After stage i the drift k_i = v.x*in + v.f*F exists only as the pair (in, F), so everything that needs it is formed at once, in
+ * the assignments of that evaluation: k_i itself if a later stage wants it again, and the next stage's input (or the new state).
+ * That is two assignments at most, whatever the method. Tableaus are torchdiffeq's: "rk4" is the 3/8 rule, "heun" its heun2.
  */
 #include "core/diffusion/solver.h"
 

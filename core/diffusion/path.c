@@ -7,8 +7,8 @@
  *   VP      V = ratio = beta/2              V/sigma = beta/(2 sigma)
  *
  * so a velocity model's score is -x at t = 0 of linear and GVP (not 0 times infinity), a VP velocity model's score 2v/beta - x is
- * finite at both ends, and a noise model's velocity on linear and GVP is finite at t = 1. What is left infinite is infinite in truth:
- * 1/alpha at t = 0 of linear and GVP, 1/sigma at t = 1.
+ * finite at both ends, and a noise model's velocity on linear and GVP is finite at t = 1. What is left infinite is infinite in
+ * truth: 1/alpha at t = 0 of linear and GVP, 1/sigma at t = 1.
  */
 #include "core/diffusion/path.h"
 
@@ -73,8 +73,8 @@ void path_eval(enum path_kind k, double t, struct path_at *at) {
     else vp_eval(t, at);
 }
 
-// VP: ln(1 + sigma^2/alpha^2) = -2 log alpha(t) = (BETA_MAX - BETA_MIN) u^2/2 + BETA_MIN u with u = 1 - t; the root written without
-// cancellation at u = 0.
+// VP: ln(1 + sigma^2/alpha^2) = -2 log alpha(t) = (BETA_MAX - BETA_MIN) u^2/2 + BETA_MIN u with u = 1 - t; the root written
+// without cancellation at u = 0.
 static double vp_time(double alpha, double sigma) {
     double ratio = sigma / alpha;
     if (isinf(ratio)) return 0;

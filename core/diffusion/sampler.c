@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * The common part: names, ranges, the grid, the first move, and the guards around every step (guidance interval, finite coefficients, counting).
+ * The common part: names, ranges, the grid, the first move, and the guards around every step (guidance interval, finite
+ * coefficients, counting).
  */
 #include "core/diffusion/solver.h"
 
@@ -37,9 +38,21 @@ static bool adaptive(const struct sampler_spec *spec) { return spec->type == SAM
 void sampler_defaults(struct sampler_spec *spec, const struct sampler_model *model, enum sampler_type type) {
     bool ode = type == SAMPLER_ODE;
     *spec = (struct sampler_spec){
-        .type = type, .method = ode ? METHOD_HEUN : METHOD_EULER, .steps = ode ? 50 : 250, .max_evaluations = 1000,
-        .path = model->path, .w_t = W_SIGMA, .w_t_scale = 1, .last = LAST_MEAN, .last_size = 0.04, .atol = 1e-6, .rtol = 1e-3,
-        .guidance = 1, .guide_from = 0, .guide_to = 1, .guide_channels = INT_MAX,
+        .type = type,
+        .method = ode ? METHOD_HEUN : METHOD_EULER,
+        .steps = ode ? 50 : 250,
+        .max_evaluations = 1000,
+        .path = model->path,
+        .w_t = W_SIGMA,
+        .w_t_scale = 1,
+        .last = LAST_MEAN,
+        .last_size = 0.04,
+        .atol = 1e-6,
+        .rtol = 1e-3,
+        .guidance = 1,
+        .guide_from = 0,
+        .guide_to = 1,
+        .guide_channels = INT_MAX,
     };
 }
 
@@ -64,7 +77,8 @@ static int check_guidance(const struct sampler_spec *spec, struct err *err) {
     if (!rc) rc = in_range(spec->guide_from, 0, 1, "guidance.interval", err);
     if (!rc) rc = in_range(spec->guide_to, 0, 1, "guidance.interval", err);
     if (!rc && spec->guide_from > spec->guide_to)
-        rc = err_param(err, E_RANGE, "guidance.interval", "guidance.interval must not end (%g) before it begins (%g)", spec->guide_to, spec->guide_from);
+        rc = err_param(err, E_RANGE, "guidance.interval", "guidance.interval must not end (%g) before it begins (%g)",
+                       spec->guide_to, spec->guide_from);
     if (!rc && spec->guidance != 1 && spec->guide_channels < 1)
         rc = err_param(err, E_RANGE, "guidance.channels", "guidance.channels must be at least 1");
     return rc;
@@ -79,7 +93,8 @@ static int check_ode(const struct sampler_spec *spec, struct err *err) {
 
 static int check_sde(const struct sampler_spec *spec, const struct sampler_model *model, struct err *err) {
     if (spec->method != METHOD_EULER && spec->method != METHOD_HEUN)
-        return err_param(err, E_RANGE, "sampler.method", "sampler.method of an sde is euler or heun, not %s", sampler_method_name((int)spec->method));
+        return err_param(err, E_RANGE, "sampler.method", "sampler.method of an sde is euler or heun, not %s",
+                         sampler_method_name((int)spec->method));
     int rc = one_of((int)spec->w_t, W_COUNT, "sampler.w_t", err);
     if (!rc) rc = above(spec->w_t_scale, 0, 1e6, "sampler.w_t_scale", err);
     if (!rc) rc = one_of((int)spec->last, LAST_COUNT, "sampler.last_step", err);
@@ -90,7 +105,8 @@ static int check_sde(const struct sampler_spec *spec, const struct sampler_model
     if (rc) return rc;
     interval_of(spec, model, &iv);
     if (iv.t1 > iv.t0) return OK;
-    return err_param(err, E_RANGE, "sampler.last_step_size", "sampler.last_step_size must be below %g: this sampler starts at t = %.4g", 1 - iv.t0, iv.t0);
+    return err_param(err, E_RANGE, "sampler.last_step_size",
+                     "sampler.last_step_size must be below %g: this sampler starts at t = %.4g", 1 - iv.t0, iv.t0);
 }
 
 int sampler_check(const struct sampler_spec *spec, const struct sampler_model *model, struct err *err) {
@@ -126,7 +142,8 @@ int sampler_peak_rows(const struct sampler_spec *spec) { return spec->guidance =
 
 double sampler_grid(const struct sampler *s, int i, int n) {
     if (!s->spec.replay) return i == n ? s->t1 : s->t0 + (s->t1 - s->t0) * ((double)i / n);
-    float a = (float)s->t0, b = (float)s->t1, step = (b - a) / (float)n; // torch.linspace of n + 1 points: the halves run from the ends inwards
+    // torch.linspace of n + 1 points: the halves run from the ends inwards
+    float a = (float)s->t0, b = (float)s->t1, step = (b - a) / (float)n;
     return i < (n + 1) / 2 ? a + step * (float)i : b - step * (float)(n - i);
 }
 
@@ -151,7 +168,8 @@ void sampler_ask(const struct sampler *s, struct sampler_step *out, int in, doub
 
 /* running */
 
-// A VP model sampled on linear or GVP starts inside the interval, with the noise that makes x/k standard normal: what it sees at VP's own t = 0.
+// A VP model sampled on linear or GVP starts inside the interval, with the noise that makes x/k standard normal: what it sees at
+// VP's own t = 0.
 static double start_scale(const struct sampler *s) {
     if (s->model.path != PATH_VP || s->spec.path == PATH_VP) return 1;
     struct convert_at at;
@@ -159,7 +177,8 @@ static double start_scale(const struct sampler *s) {
     return 1 / at.in_scale;
 }
 
-int sampler_start(struct sampler *s, const struct sampler_spec *spec, const struct sampler_model *model, bool start_given, struct err *err) {
+int sampler_start(struct sampler *s, const struct sampler_spec *spec, const struct sampler_model *model, bool start_given,
+                  struct err *err) {
     int rc = sampler_check(spec, model, err);
     if (rc) return rc;
     struct interval iv;
@@ -207,7 +226,9 @@ int sampler_next(struct sampler *s, const double *norms, struct sampler_step *ou
     out->guidance = 1;
     if (s->phase == PHASE_START) return begin(s, out);
     if (s->phase == PHASE_DONE) return 0;
-    int rc = adaptive(&s->spec) ? dopri5_next(s, norms, out, err) : s->spec.type == SAMPLER_ODE ? ode_next(s, out) : sde_next(s, out);
+    int rc = adaptive(&s->spec)            ? dopri5_next(s, norms, out, err)
+             : s->spec.type == SAMPLER_ODE ? ode_next(s, out)
+                                           : sde_next(s, out);
     if (rc == 0) s->phase = PHASE_DONE;
     if (rc <= 0) return rc;
     rc = check_step(out, err);

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
 /*
- * The reverse-time SDE in the code's time: dX = [v + D s] dt + sqrt(2D) dW, s the score of the sampling path (SiT paper section 3, where w = 2D;
- * transport/integrators.py).
+ * The reverse-time SDE in the code's time: dX = [v + D s] dt + sqrt(2D) dW, s the score of the sampling path (SiT paper section
+ * 3, where w = 2D; transport/integrators.py).
  *
- * D and s meet an infinity at t = 1 (s = -e-hat/sigma) that their product often does not have: D = sigma gives D s = -e-hat. So the
- * product is formed from s where s is finite, from D/sigma where it is not, and for "sbdm" from its definition V s = v - (alpha'/alpha) x.
+ * D and s meet an infinity at t = 1 (s = -e-hat/sigma) that their product often does not have: D = sigma gives D s = -e-hat. So
+ * the product is formed from s where s is finite, from D/sigma where it is not, and for "sbdm" from its definition V s = v -
+ * (alpha'/alpha) x.
  *
- * Euler-Maruyama: x <- x + dt b(x, t) + sqrt(2 D dt) z, one evaluation and one assignment. Heun: first the kick x <- x + sqrt(2 D(t) dt) z, a step
- * without an evaluation, then a Heun step of the drift from there. The last step, evaluated at t1, adds no noise.
+ * Euler-Maruyama: x <- x + dt b(x, t) + sqrt(2 D dt) z, one evaluation and one assignment. Heun: first the kick x <- x + sqrt(2
+ * D(t) dt) z, a step without an evaluation, then a Heun step of the drift from there. The last step, evaluated at t1, adds no
+ * noise.
  */
 #include "core/diffusion/solver.h"
 

@@ -14,11 +14,18 @@
 #define SOLVER_STAGES 7
 
 enum { PHASE_START, PHASE_RUN, PHASE_DONE }; // of struct sampler
-#define SOLVER_EPS 1e-3 // by how much a singular end is moved (SiT's sample_eps)
+#define SOLVER_EPS 1e-3                      // by how much a singular end is moved (SiT's sample_eps)
 
 // interval.c: where a run begins and ends, and what moved
 enum note {
-    NOTE_PREDICTION_ENDS, NOTE_VP_END, NOTE_VP_START_LINEAR, NOTE_VP_START_GVP, NOTE_SBDM_START, NOTE_HEUN_END, NOTE_ZERO_LAST, NOTE_COUNT
+    NOTE_PREDICTION_ENDS,
+    NOTE_VP_END,
+    NOTE_VP_START_LINEAR,
+    NOTE_VP_START_GVP,
+    NOTE_SBDM_START,
+    NOTE_HEUN_END,
+    NOTE_ZERO_LAST,
+    NOTE_COUNT
 };
 struct interval {
     double t0, t1;
@@ -27,14 +34,15 @@ struct interval {
 void interval_of(const struct sampler_spec *, const struct sampler_model *, struct interval *);
 const char *interval_note(enum note);
 
-// ode.c: explicit Runge-Kutta in general. Stage i is evaluated at t + c[i] h; y_i = x + h sum_j a[i][j] k_j; x += h sum_j b[j] k_j.
+// ode.c: explicit Runge-Kutta in general. Stage i is evaluated at t + c[i] h; y_i = x + h sum_j a[i][j] k_j; x += h sum_j b[j]
+// k_j.
 struct tableau {
     int stages;
     double c[SOLVER_STAGES], a[SOLVER_STAGES][SOLVER_STAGES - 1], b[SOLVER_STAGES];
 };
 extern const struct tableau ode_heun;
-// Adds dst <- X + h sum_j w[j] k_j, j <= i, to the step; k_i is the drift just evaluated (at *now, from column `in` and F), the others are columns.
-// now NULL: all k are columns.
+// Adds dst <- X + h sum_j w[j] k_j, j <= i, to the step; k_i is the drift just evaluated (at *now, from column `in` and F), the
+// others are columns. now NULL: all k are columns.
 void ode_combine(struct sampler_step *, int dst, double h, const double *w, int i, const struct lin *now);
 // What stage i leaves behind: k_i if a later stage wants it, and the next stage's input, or the new state.
 void ode_stage(struct sampler_step *, const struct tableau *, int i, double h, const struct lin *now);

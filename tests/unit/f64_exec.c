@@ -71,7 +71,8 @@ static void assign(struct f64_exec *x, const struct sampler_step *st, const doub
             double y = combine(x, as->c, e);
             if (as->c_out != 0) y += as->c_out * f[e];
             if (as->c_noise != 0)
-                y += as->c_noise * (x->noise ? x->noise[(size_t)(st->draw - 1) * (size_t)x->n + (size_t)e] : f64_normal(x->seed, st->draw, e));
+                y += as->c_noise *
+                     (x->noise ? x->noise[(size_t)(st->draw - 1) * (size_t)x->n + (size_t)e] : f64_normal(x->seed, st->draw, e));
             CHECK(isfinite(y));
             fresh[a][e] = y;
         }

@@ -10,7 +10,8 @@ static const double times[] = { 0.001, 0.05, 0.25, 0.5, 0.8, 0.96, 0.999 };
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
 TEST(path_names) {
-    CHECK(path_parse("linear") == PATH_LINEAR && path_parse("Linear") == PATH_LINEAR && path_parse("GVP") == PATH_GVP && path_parse("Vp") == PATH_VP);
+    CHECK(path_parse("linear") == PATH_LINEAR && path_parse("Linear") == PATH_LINEAR && path_parse("GVP") == PATH_GVP &&
+          path_parse("Vp") == PATH_VP);
     CHECK(path_parse("linea") == -1 && path_parse("") == -1 && path_parse(NULL) == -1);
     for (int i = 0; i < PATH_COUNT; i++) CHECK(path_parse(path_name((enum path_kind)i)) == i);
     for (int i = 0; i < PRED_COUNT; i++) CHECK(prediction_parse(prediction_name((enum prediction)i)) == i);
@@ -87,9 +88,13 @@ TEST(path_limits) { // what must be finite at the ends is, with the value of the
 }
 
 TEST(convert_golden) {
-    static const struct { enum path_kind model, path; double r, t, k; } cases[] = {
-        { PATH_LINEAR, PATH_VP, 0.5, 0.22661, 1.24084 }, { PATH_LINEAR, PATH_GVP, 0.5, 0.5, 1.41421 }, { PATH_VP, PATH_LINEAR, 0.5, 0.74104, 0.70711 },
-        { PATH_GVP, PATH_VP, 0.5, 0.18145, 1 },          { PATH_LINEAR, PATH_VP, 0.9, 0.74617, 1.26877 }, { PATH_VP, PATH_LINEAR, 0.9, 0.96955, 0.90554 },
+    static const struct {
+        enum path_kind model, path;
+        double r, t, k;
+    } cases[] = {
+        { PATH_LINEAR, PATH_VP, 0.5, 0.22661, 1.24084 }, { PATH_LINEAR, PATH_GVP, 0.5, 0.5, 1.41421 },
+        { PATH_VP, PATH_LINEAR, 0.5, 0.74104, 0.70711 }, { PATH_GVP, PATH_VP, 0.5, 0.18145, 1 },
+        { PATH_LINEAR, PATH_VP, 0.9, 0.74617, 1.26877 }, { PATH_VP, PATH_LINEAR, 0.9, 0.96955, 0.90554 },
     };
     for (int i = 0; i < COUNT(cases); i++) {
         struct sampler_model m = { cases[i].model, PRED_VELOCITY };

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The sampler's contract: names, ranges, finite coefficients, counts, guidance, copies. The mathematics is in the test_sampler_*.c beside this.
+// The sampler's contract: names, ranges, finite coefficients, counts, guidance, copies. The mathematics is in the
+// test_sampler_*.c beside this.
 #include "core/diffusion/sampler.h"
 
 #include <math.h>
@@ -35,9 +36,21 @@ static void refused(const struct sampler_spec *spec, const char *param) {
     CHECK(sampler_start(&s, spec, &linear, false, NULL) == E_RANGE);
 }
 
-#define REFUSED(type, field, value, param) do { struct sampler_spec q_; sampler_defaults(&q_, &linear, type); q_.field = value; refused(&q_, param); } while (0)
-#define REFUSED_DOPRI5(field, value, param) \
-    do { struct sampler_spec q_; sampler_defaults(&q_, &linear, SAMPLER_ODE); q_.method = METHOD_DOPRI5; q_.field = value; refused(&q_, param); } while (0)
+#define REFUSED(type, field, value, param)                                                                                       \
+    do {                                                                                                                         \
+        struct sampler_spec q_;                                                                                                  \
+        sampler_defaults(&q_, &linear, type);                                                                                    \
+        q_.field = value;                                                                                                        \
+        refused(&q_, param);                                                                                                     \
+    } while (0)
+#define REFUSED_DOPRI5(field, value, param)                                                                                      \
+    do {                                                                                                                         \
+        struct sampler_spec q_;                                                                                                  \
+        sampler_defaults(&q_, &linear, SAMPLER_ODE);                                                                             \
+        q_.method = METHOD_DOPRI5;                                                                                               \
+        q_.field = value;                                                                                                        \
+        refused(&q_, param);                                                                                                     \
+    } while (0)
 
 TEST(sampler_check_ranges) {
     struct sampler_spec spec;
@@ -106,8 +119,8 @@ static void run_spec(const struct sampler_spec *spec, const struct sampler_model
     // dopri5 may give up on stiff combinations, but only by saying so
     if (rc < 0 && (fixed || rc != E_RANGE || strcmp(e.param, "sampler.max_evaluations") != 0))
         test_fail(__FILE__, __LINE__, "%s %s %s last %s size %g, path %s, model %s %s: %s", sampler_type_name((int)spec->type),
-                  sampler_method_name((int)spec->method), w_form_name((int)spec->w_t), last_step_name((int)spec->last), spec->last_size, path_name(spec->path),
-                  path_name(m->path), prediction_name(m->prediction), e.text);
+                  sampler_method_name((int)spec->method), w_form_name((int)spec->w_t), last_step_name((int)spec->last),
+                  spec->last_size, path_name(spec->path), path_name(m->path), prediction_name(m->prediction), e.text);
     if (rc == 0) {
         CHECK(sampler_left(&s) == 0 && sampler_progress(&s) == 1);
         if (fixed) CHECK(x.evaluations == total);
@@ -172,7 +185,9 @@ TEST(sampler_counts) {
     CHECK(sampler_peak_rows(&spec) == 2);
 }
 
-struct guided { int on, off; };
+struct guided {
+    int on, off;
+};
 
 static void guided_net(void *ctx, const struct sampler_step *st, const double *x, double *f, int n) {
     struct guided *g = ctx;
@@ -201,7 +216,7 @@ TEST(sampler_guidance_interval_is_closed) { // and judged in the sampling path's
     x.ctx = &g;
     CHECK_OK(sampler_start(&s, &spec, &linear, false, &e), &e);
     CHECK(f64_exec_run(&x, &s, &e) == 0);
-    CHECK(g.on == 5 && g.off == 5); // 0.3, 0.4, 0.5, 0.6, 0.7
+    CHECK(g.on == 5 && g.off == 5);                        // 0.3, 0.4, 0.5, 0.6, 0.7
     CHECK_OK(sampler_start(&s, &spec, &m, false, &e), &e); // converted: the network's time is another, the interval is not
     CHECK(f64_exec_run(&x, &s, &e) == 0);
     f64_exec_deinit(&x);
@@ -231,8 +246,14 @@ TEST(sampler_draws) { // 0 is x0, then 1, 2, ... whatever the coefficient
 }
 
 TEST(sampler_copy_continues_alike) {
-    static const struct { enum sampler_type type; enum sampler_method method; } kinds[] = {
-        { SAMPLER_ODE, METHOD_RK4 }, { SAMPLER_ODE, METHOD_DOPRI5 }, { SAMPLER_SDE, METHOD_EULER }, { SAMPLER_SDE, METHOD_HEUN },
+    static const struct {
+        enum sampler_type type;
+        enum sampler_method method;
+    } kinds[] = {
+        { SAMPLER_ODE, METHOD_RK4 },
+        { SAMPLER_ODE, METHOD_DOPRI5 },
+        { SAMPLER_SDE, METHOD_EULER },
+        { SAMPLER_SDE, METHOD_HEUN },
     };
     for (int k = 0; k < 4; k++)
         for (int at = 1; at < 30; at += 4) {
@@ -274,13 +295,16 @@ TEST(sampler_notes_say_what_moved) {
     struct sampler_spec ode, sde;
     sampler_defaults(&ode, &linear, SAMPLER_ODE);
     sampler_defaults(&sde, &linear, SAMPLER_SDE);
-    CHECK(notes_of(PATH_LINEAR, PRED_VELOCITY, PATH_LINEAR, ode, "") == 0 && notes_of(PATH_LINEAR, PRED_VELOCITY, PATH_GVP, ode, "") == 0);
+    CHECK(notes_of(PATH_LINEAR, PRED_VELOCITY, PATH_LINEAR, ode, "") == 0 &&
+          notes_of(PATH_LINEAR, PRED_VELOCITY, PATH_GVP, ode, "") == 0);
     CHECK(notes_of(PATH_LINEAR, PRED_VELOCITY, PATH_LINEAR, sde, "") == 0);
     CHECK(notes_of(PATH_LINEAR, PRED_VELOCITY, PATH_VP, ode, "0.999") == 1);
-    CHECK(notes_of(PATH_VP, PRED_NOISE, PATH_LINEAR, ode, "0.0065") == 1 && notes_of(PATH_VP, PRED_SCORE, PATH_GVP, ode, "0.0042") == 1);
+    CHECK(notes_of(PATH_VP, PRED_NOISE, PATH_LINEAR, ode, "0.0065") == 1 &&
+          notes_of(PATH_VP, PRED_SCORE, PATH_GVP, ode, "0.0042") == 1);
     CHECK(notes_of(PATH_GVP, PRED_SCORE, PATH_GVP, ode, "0.001") == 1);
     sde.w_t = W_SBDM;
-    CHECK(notes_of(PATH_LINEAR, PRED_VELOCITY, PATH_LINEAR, sde, "sbdm") == 1 && notes_of(PATH_VP, PRED_VELOCITY, PATH_VP, sde, "") == 0);
+    CHECK(notes_of(PATH_LINEAR, PRED_VELOCITY, PATH_LINEAR, sde, "sbdm") == 1 &&
+          notes_of(PATH_VP, PRED_VELOCITY, PATH_VP, sde, "") == 0);
     sde.w_t = W_SIGMA;
     sde.last_size = 0;
     CHECK(notes_of(PATH_LINEAR, PRED_VELOCITY, PATH_LINEAR, sde, "size 0") == 1);

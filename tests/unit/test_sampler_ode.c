@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Orders of convergence, exactness of the conversions between paths, dopri5's tolerances and its recorded number. SITD_TEST_PRINT=1 prints what was measured.
+// Orders of convergence, exactness of the conversions between paths, dopri5's tolerances and its recorded number.
+// SITD_TEST_PRINT=1 prints what was measured.
 #include "core/diffusion/convert.h"
 #include "tests/test.h"
 #include "tests/unit/gauss.h"
@@ -36,7 +37,8 @@ static double error_of(const struct sampler_spec *spec, struct gauss *g, int *ev
     return worst;
 }
 
-// y' = -y^2 (1 + sin 3t): 1/y = 1/y0 + t + (1 - cos 3t)/3. (Gaussian flows on the linear path are too symmetric: midpoint has order 3 there.)
+// y' = -y^2 (1 + sin 3t): 1/y = 1/y0 + t + (1 - cos 3t)/3. (Gaussian flows on the linear path are too symmetric: midpoint has
+// order 3 there.)
 static void nonlinear_net(void *ctx, const struct sampler_step *st, const double *x, double *f, int n) {
     (void)ctx;
     for (int e = 0; e < n; e++) f[e] = -x[e] * x[e] * (1 + sin(3 * st->t));
@@ -65,7 +67,8 @@ static double nonlinear_error(enum sampler_method method, int steps) {
 TEST(sampler_ode_orders) { // the slope of log error over three doublings
     static const double want[] = { 1, 2, 2, 4 };
     for (int m = 0; m < 4; m++) {
-        double a = nonlinear_error((enum sampler_method)m, 80), b = nonlinear_error((enum sampler_method)m, 640), slope = log2(a / b) / 3;
+        double a = nonlinear_error((enum sampler_method)m, 80), b = nonlinear_error((enum sampler_method)m, 640),
+               slope = log2(a / b) / 3;
         print("    %s order %.3f (errors %.2e %.2e)\n", sampler_method_name(m), slope, a, b);
         CHECK_NEAR(slope, want[m], 0.08);
     }
@@ -98,7 +101,8 @@ static void each_triple(void (*fn)(struct gauss *, enum path_kind)) {
             }
 }
 
-// Every Euler step moves x by h times the exact velocity of the sampling path, whatever the network predicts and whichever path it was trained on.
+// Every Euler step moves x by h times the exact velocity of the sampling path, whatever the network predicts and whichever path
+// it was trained on.
 static void check_velocity(struct gauss *g, enum path_kind path) {
     struct sampler_spec spec;
     struct err e = { 0 };
@@ -122,7 +126,8 @@ static void check_velocity(struct gauss *g, enum path_kind path) {
         path_eval(path, st.time, &at);
         for (int i = 0; i < 3; i++) {
             double v = gauss_velocity(g, &at, before[i]);
-            double scale = 1 + fabs(v) + fabs(before[i] * at.ratio); // a noise or score model's velocity is a difference of such terms
+            double scale =
+                1 + fabs(v) + fabs(before[i] * at.ratio); // a noise or score model's velocity is a difference of such terms
             CHECK_NEAR((x.col[SAMPLER_X][i] - before[i]) / s.h, v, 1e-11 * scale);
         }
     }
@@ -184,14 +189,16 @@ static double decay(const struct sampler_spec *spec, int *evaluations) {
     return y;
 }
 
-TEST(sampler_dopri5_golden) { // torchdiffeq on y' = -y over [0, 1] at its default tolerances: 0.3682082 with 14 evaluations (true: 0.3678794)
+TEST(sampler_dopri5_golden) { // torchdiffeq on y' = -y over [0, 1] at its default tolerances: 0.3682082 with 14 evaluations
+                              // (true: 0.3678794)
     struct sampler_model m = { PATH_LINEAR, PRED_VELOCITY };
     struct sampler_spec spec;
     int evaluations;
     sampler_defaults(&spec, &m, SAMPLER_ODE);
     spec.method = METHOD_DOPRI5;
     spec.replay = true;
-    CHECK_NEAR(decay(&spec, &evaluations), 0.3682082, 6e-7); // 0.3682087 in double: the interpolant's terms are large, torchdiffeq adds them in float32
+    CHECK_NEAR(decay(&spec, &evaluations), 0.3682082,
+               6e-7); // 0.3682087 in double: the interpolant's terms are large, torchdiffeq adds them in float32
     CHECK(evaluations == 14);
     spec.replay = false; // ended exactly at 1 it is better
     double y = decay(&spec, &evaluations);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /*
- * SDE samplers on Gaussian data. With the exact network every step is affine in x and the kicks, so x_end = A x0 + B + sum_d C_d z_d, and the
- * executor gives A, B and the C_d when its elements are told unit vectors as noise: the mean B and variance A^2 + sum C_d^2 of the result come
- * out exactly, with no Monte Carlo error, and may be compared with the marginal that the SDE must keep, whatever w_t. One Monte Carlo
- * run checks that reasoning.
+ * SDE samplers on Gaussian data. With the exact network every step is affine in x and the kicks, so x_end = A x0 + B + sum_d C_d
+ * z_d, and the executor gives A, B and the C_d when its elements are told unit vectors as noise: the mean B and variance A^2 +
+ * sum C_d^2 of the result come out exactly, with no Monte Carlo error, and may be compared with the marginal that the SDE must
+ * keep, whatever w_t. One Monte Carlo run checks that reasoning.
  */
 #include "tests/test.h"
 #include "tests/unit/gauss.h"
@@ -50,7 +50,8 @@ static void moments(const struct sampler_spec *spec, struct gauss *g, double *me
     free(noise);
 }
 
-static void weak_error(const struct gauss *g0, enum path_kind path, enum sampler_method method, enum w_form form, double scale, int steps, double *em, double *ev) {
+static void weak_error(const struct gauss *g0, enum path_kind path, enum sampler_method method, enum w_form form, double scale,
+                       int steps, double *em, double *ev) {
     struct gauss g = *g0;
     struct sampler_spec spec;
     struct path_at at;
@@ -74,8 +75,8 @@ TEST_LIMIT(sampler_sde_keeps_the_marginal, 120) { // every w_t on every path: th
                     weak_error(&g, (enum path_kind)path, (enum sampler_method)method, (enum w_form)form, scale, 200, &m1, &v1);
                     weak_error(&g, (enum path_kind)path, (enum sampler_method)method, (enum w_form)form, scale, 800, &m2, &v2);
                     if (getenv("SITD_TEST_PRINT"))
-                        printf("    %-6s %-5s %-21s x%.1f mean %.1e %.1e var %.1e %.1e\n", path_name((enum path_kind)path), sampler_method_name(method),
-                               w_form_name(form), scale, m1, m2, v1, v2);
+                        printf("    %-6s %-5s %-21s x%.1f mean %.1e %.1e var %.1e %.1e\n", path_name((enum path_kind)path),
+                               sampler_method_name(method), w_form_name(form), scale, m1, m2, v1, v2);
                     CHECK(m2 < 0.01 && v2 < 0.02);
                     CHECK(v2 < 0.6 * v1 || v2 < 2e-3);
                     CHECK(m2 < 0.6 * m1 || m2 < (path == PATH_VP ? 6e-3 : 2e-3)); // VP's x_0 has mean 0.0066 mu, its start 0
@@ -161,14 +162,17 @@ TEST(sampler_sde_strong_order) {
     for (int d = 0; d < FINE; d++)
         for (int e = 0; e < N; e++) fine[d * N + e] = f64_normal(4, (uint32_t)d, e);
     for (int method = METHOD_EULER; method <= METHOD_HEUN; method++) {
-        double order = log2(strong_gap((enum sampler_method)method, 64, fine, N, FINE) / strong_gap((enum sampler_method)method, 256, fine, N, FINE)) / 2;
+        double order = log2(strong_gap((enum sampler_method)method, 64, fine, N, FINE) /
+                            strong_gap((enum sampler_method)method, 256, fine, N, FINE)) /
+                       2;
         if (getenv("SITD_TEST_PRINT")) printf("    %s strong order %.3f\n", sampler_method_name(method), order);
         CHECK_NEAR(order, 1, 0.15);
     }
     free(fine);
 }
 
-TEST(sampler_sde_drift_is_exact) { // each Euler-Maruyama step, its noise 0: h (v + D s) and sqrt(2 D h), D by the table of the paper's code
+TEST(sampler_sde_drift_is_exact) { // each Euler-Maruyama step, its noise 0: h (v + D s) and sqrt(2 D h), D by the table of the
+                                   // paper's code
     static const double pi = 3.14159265358979323846;
     for (int mp = 0; mp < PATH_COUNT; mp++)
         for (int pred = 0; pred < PRED_COUNT; pred++)
@@ -199,7 +203,9 @@ TEST(sampler_sde_drift_is_exact) { // each Euler-Maruyama step, its noise 0: h (
                         double t = st.time, c = eta * cos(pi * t) + 1, sn = sin(pi * t);
                         double d[W_COUNT] = { eta, eta * at.var, eta * at.sigma, eta * (1 - t), 0.25 * c * c, eta * sn * sn };
                         double want = s.h * (gauss_velocity(&g, &at, before) + d[form] * gauss_score(&g, &at, before));
-                        double scale = fabs(before) + fabs(want) + s.h * (1 + d[form]) * (1 + fabs(before)) * (1 + (at.ratio < 1e9 ? at.ratio : 0)) / at.sigma;
+                        double scale =
+                            fabs(before) + fabs(want) +
+                            s.h * (1 + d[form]) * (1 + fabs(before)) * (1 + (at.ratio < 1e9 ? at.ratio : 0)) / at.sigma;
                         CHECK_NEAR(x.col[SAMPLER_X][0] - before, want, 1e-11 * scale);
                         CHECK_NEAR(st.assign[0].c_noise, sqrt(2 * d[form] * s.h), 1e-12 * (1 + sqrt(d[form])));
                     }
@@ -207,7 +213,8 @@ TEST(sampler_sde_drift_is_exact) { // each Euler-Maruyama step, its noise 0: h (
                 }
 }
 
-TEST(sampler_sde_last_steps) { // at t1 = 1 - h: mean x + h (v + D s), tweedie E[x1|x], euler x + h v; on linear tweedie and euler agree
+TEST(sampler_sde_last_steps) { // at t1 = 1 - h: mean x + h (v + D s), tweedie E[x1|x], euler x + h v; on linear tweedie and euler
+                               // agree
     for (int mp = 0; mp < PATH_COUNT; mp++)
         for (int path = 0; path < PATH_COUNT; path++) {
             double tweedie = 0;
@@ -237,7 +244,8 @@ TEST(sampler_sde_last_steps) { // at t1 = 1 - h: mean x + h (v + D s), tweedie E
                 struct path_at at;
                 path_eval(spec.path, st.time, &at);
                 double v = gauss_velocity(&g, &at, before), sc = gauss_score(&g, &at, before);
-                double want = last == LAST_TWEEDIE ? gauss_data(&g, &at, before) : before + 0.1 * (v + (last == LAST_MEAN ? at.sigma * sc : 0));
+                double want = last == LAST_TWEEDIE ? gauss_data(&g, &at, before)
+                                                   : before + 0.1 * (v + (last == LAST_MEAN ? at.sigma * sc : 0));
                 CHECK_NEAR(x.col[SAMPLER_X][0], want, 1e-12);
                 CHECK(f64_exec_step(&x, &s, &st, &e) == 0);
                 if (last == LAST_TWEEDIE) tweedie = x.col[SAMPLER_X][0];
@@ -273,8 +281,8 @@ static void affine_net(void *ctx, const struct sampler_step *st, const double *x
     for (int e = 0; e < n; e++) f[e] = 0.3 * st->t - 0.5 * x[e]; // unlike an exact network, with e-hat other than 0 at t = 1
 }
 
-// Where D s has a limit at t = 1 the drift takes it, though s itself is infinite there. Only a replay comes so far: the recorder's Heun without a
-// last step asks for the drift at 1 (and got NaN). The run must agree with one that stops just short.
+// Where D s has a limit at t = 1 the drift takes it, though s itself is infinite there. Only a replay comes so far: the
+// recorder's Heun without a last step asks for the drift at 1 (and got NaN). The run must agree with one that stops just short.
 TEST(sampler_sde_drift_has_its_limit) {
     for (int path = PATH_LINEAR; path <= PATH_GVP; path++)
         for (int form = 0; form < W_COUNT; form++) {
