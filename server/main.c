@@ -8,6 +8,8 @@ static const struct {
     const char *name, *what;
     int (*run)(int argc, char **argv);
 } commands[] = {
+    {"import", "make a model directory from a checkpoint", cmd_import},
+    {"inspect", "what a checkpoint or model directory holds", cmd_inspect},
     {"replay", "re-run recorded cases and print the error", cmd_replay},
     {"bench", "speed of this machine", cmd_bench},
 };

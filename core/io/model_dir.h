@@ -30,7 +30,7 @@ struct arch { // shape of a DiT/SiT network (adaLN-Zero)
     bool learn_sigma;   // twice as many output channels
 };
 
-struct label { int id; const char *name; };
+
 
 struct model_desc {
     char family[16]; // "sit"
@@ -49,6 +49,9 @@ int digest_hex(char hex[DIGEST_HEX], const void *bytes, size_t n); // SHA-256, l
 // Parses and checks model.json's text. On failure nothing is left to free. err.param is the JSON field ("architecture.depth").
 int model_desc_parse(struct model_desc *, const char *json, size_t len, struct err *);
 void model_desc_deinit(struct model_desc *);
+// Sets labels from a text: a JSON array as in model.json, or a line a class, its synonyms behind commas. arch.num_classes must be set. On failure
+// model_desc_deinit still frees all.
+int model_desc_labels(struct model_desc *, const char *text, size_t len, struct err *);
 char *model_desc_dump(const struct model_desc *, struct err *); // JSON text; caller mem_free's
 // Sizes that no network of ours has (zero, negative, products that overflow, more than 2^31 activations) are refused: err.param names the field.
 int arch_check(const struct arch *, struct err *);

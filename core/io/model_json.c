@@ -163,6 +163,37 @@ static int parse_labels(struct model_desc *d, struct reader *r) {
     return OK;
 }
 
+static json_t *label_line(const char *line, size_t n) { // "ankle boot, boot" -> ["ankle boot", "boot"]
+    json_t *names = json_array();
+    for (const char *end = line + n; line <= end;) {
+        const char *comma = memchr(line, ',', (size_t)(end - line)), *stop = comma ? comma : end, *next = stop + 1;
+        while (line < stop && (*line == ' ' || *line == '\t')) line++;
+        while (stop > line && (stop[-1] == ' ' || stop[-1] == '\t' || stop[-1] == '\r')) stop--;
+        if (json_array_append_new(names, json_stringn(line, (size_t)(stop - line))) != 0) break;
+        line = next;
+    }
+    return names;
+}
+
+int model_desc_labels(struct model_desc *d, const char *text, size_t len, struct err *e) {
+    json_t *root = json_object(), *labels = NULL;
+    struct reader r = {root, "", e};
+    int rc = root ? OK : err_set(e, E_NOMEM, "no memory for labels");
+    if (rc == OK && len > 0 && text[0] == '[') rc = jsonio_parse(&labels, text, len, 2, 200000, "the labels", e);
+    else if (rc == OK) {
+        labels = json_array();
+        for (const char *at = text, *end = text + len, *stop; at < end; at = stop + 1) {
+            stop = memchr(at, '\n', (size_t)(end - at));
+            if (!stop) stop = end;
+            json_array_append_new(labels, label_line(at, (size_t)(stop - at)));
+        }
+    }
+    if (rc == OK && json_object_set_new(root, "labels", labels) != 0) rc = err_set(e, E_NOMEM, "no memory for labels");
+    if (rc == OK) rc = parse_labels(d, &r);
+    json_decref(root);
+    return rc;
+}
+
 // A plain name in the same directory: no separators, not hidden (so neither "." nor ".."), printable.
 static bool is_file_name(const char *s) {
     return s[0] && s[0] != '.' && !strchr(s, '/') && !strchr(s, '\\') && jsonio_plain(s, strlen(s));

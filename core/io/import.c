@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: MIT
+#include "core/io/import.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/mem.h"
+
+static const char from_tensors[] = "the tensors", from_args[] = "the file's args", from_table[] = "the published width",
+                  from_rule[] = "the official sampling rule", from_code[] = "the official code (one more row for the null class)";
+
+struct account { // the facts being gathered
+    struct import_fact *facts;
+    int *n;
+    const struct checkpoint *ck;
+};
+
+static void note(struct account *a, const char *field, const char *source, const char *value) {
+    struct import_fact *f = &a->facts[(*a->n)++];
+    *f = (struct import_fact){.field = field, .source = source};
+    snprintf(f->value, sizeof f->value, "%s", value);
+}
+
+static void note_int(struct account *a, const char *field, const char *source, long long value) {
+    char text[32];
+    snprintf(text, sizeof text, "%lld", value);
+    note(a, field, source, text);
+}
+
+static bool meta_int(const struct checkpoint *c, const char *key, int64_t min, int64_t max, int64_t *v) {
+    const char *s = checkpoint_meta(c, key);
+    char *end;
+    if (!s || !*s) return false;
+    errno = 0;
+    *v = strtoll(s, &end, 10);
+    return !errno && !*end && *v >= min && *v <= max;
+}
+
+// --- single facts
+
+// A word from a flag or an arg, in lower case, if it is one of the choices.
+static bool choose(char *dst, size_t size, const char *word, const char *const *choices) {
+    for (int i = 0; word && choices[i]; i++)
+        if (strcasecmp(word, choices[i]) == 0) return snprintf(dst, size, "%s", choices[i]) > 0;
+    return false;
+}
+
+static int resolve_word(struct account *a, const char *field, const char *flag, char *dst, size_t size, const char *said, const char *arg,
+                        const char *const *choices, struct err *e) {
+    if (said && !choose(dst, size, said, choices)) return err_param(e, E_RANGE, flag, "%s '%.40s' is not known", flag, said);
+    if (said) note(a, field, flag, dst);
+    else if (choose(dst, size, arg, choices)) note(a, field, from_args, dst);
+    else note(a, field, flag, "");
+    return OK;
+}
+
+static int resolve_family(struct account *a, struct model_desc *d, const struct import_flags *f, struct err *e) {
+    static const char *const families[] = {"sit", "dit", NULL};
+    char prefix[4] = "";
+    const char *arg = checkpoint_meta(a->ck, "family"), *model = checkpoint_meta(a->ck, "model");
+    if (!arg && model && model[0] && model[1] && model[2] && model[3] == '-') { // "SiT-XL/2", as the official scripts name it
+        memcpy(prefix, model, 3);
+        arg = prefix;
+    }
+    return resolve_word(a, "family", "--family", d->family, sizeof d->family, f->family, arg, families, e);
+}
+
+static int resolve_process(struct account *a, struct model_desc *d, const struct import_flags *f, struct err *e) {
+    static const char *const paths[] = {"linear", "gvp", "vp", NULL}, *const predictions[] = {"velocity", "noise", "score", NULL};
+    if (strcmp(d->family, "dit") == 0) { // discrete time; such args are left over from other scripts
+        const char *flag = f->path ? "--path" : f->prediction ? "--prediction" : NULL;
+        return flag ? err_param(e, E_CONFLICT, flag, "%s does not apply to family dit", flag) : OK;
+    }
+    const char *arg = checkpoint_meta(a->ck, "path_type");
+    int rc = resolve_word(a, "path", "--path", d->path, sizeof d->path, f->path, arg ? arg : checkpoint_meta(a->ck, "path"), paths, e);
+    if (rc != OK) return rc;
+    return resolve_word(a, "prediction", "--prediction", d->prediction, sizeof d->prediction, f->prediction, checkpoint_meta(a->ck, "prediction"),
+                        predictions, e);
+}
+
+static void resolve_heads(struct account *a, struct arch *arch, const struct import_flags *f) {
+    int64_t v;
+    const char *source = from_table;
+    if (f->heads) arch->num_heads = f->heads, source = "--heads";
+    else if (meta_int(a->ck, "num_heads", 1, 1024, &v)) arch->num_heads = (int)v, source = from_args;
+    if (arch->num_heads) note_int(a, "num_heads", source, arch->num_heads);
+    else note(a, "num_heads", "--heads", "");
+}
+
+static int resolve_input(struct account *a, struct arch *arch, const struct import_flags *f, struct err *e) {
+    int64_t v;
+    const char *source = from_tensors;
+    if (arch->input_size && f->input_size && f->input_size != arch->input_size)
+        return err_param(e, E_CONFLICT, "--input-size", "--input-size %d, but pos_embed is for %d", f->input_size, arch->input_size);
+    if (!arch->input_size && f->input_size) arch->input_size = f->input_size, source = "--input-size";
+    else if (!arch->input_size && meta_int(a->ck, "input_size", 1, 8192, &v)) arch->input_size = (int)v, source = from_args;
+    if (arch->input_size) note_int(a, "input_size", source, arch->input_size);
+    else note(a, "input_size", "--input-size", "");
+    return OK;
+}
+
+// The label table has a row for each class and, if labels were dropped in training, one for the null class.
+static int resolve_classes(struct account *a, struct arch *arch, const struct import_flags *f, struct err *e) {
+    int64_t v = 0, rows = arch->num_classes + arch->class_dropout;
+    const char *source = from_code;
+    if (f->classes) v = f->classes, source = "--classes";
+    else if (meta_int(a->ck, "num_classes", 1, 1 << 24, &v)) source = from_args;
+    else v = 0;
+    if (v && v != rows && v != rows - 1)
+        return err_param(e, E_CONFLICT, "--classes", "%s say %lld classes, but the label table has %lld rows", source, (long long)v, (long long)rows);
+    if (v) {
+        arch->num_classes = (int)v;
+        arch->class_dropout = v == rows - 1;
+    }
+    note_int(a, "num_classes", source, arch->num_classes);
+    note(a, "class_dropout", source, arch->class_dropout ? "true" : "false");
+    return OK;
+}
+
+static void resolve_step(struct account *a, struct model_desc *d, const struct import_flags *f) {
+    static const char *const keys[] = {"step", "steps", "global_step", "train_steps"};
+    if (f->step >= 0) {
+        d->step = f->step;
+        note_int(a, "step", "--step", d->step);
+        return;
+    }
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        if (!meta_int(a->ck, keys[i], 0, INT64_MAX, &d->step)) continue;
+        note_int(a, "step", from_args, d->step);
+        return;
+    }
+    d->step = 0;
+    note_int(a, "step", "nothing (--step would tell)", 0);
+}
+
+static void resolve_guidance(struct account *a, struct model_desc *d, const struct import_flags *f) {
+    d->guide_channels = f->guide_channels ? f->guide_channels : 3;
+    const char *source = f->guide_channels ? "--guidance-channels" : from_rule;
+    if (d->guide_channels < 0) note(a, "guidance channels", source, "all");
+    else note_int(a, "guidance channels", source, d->guide_channels);
+}
+
+static void note_shapes(struct account *a, const struct arch *arch) {
+    char ratio[32];
+    snprintf(ratio, sizeof ratio, "%g", arch->mlp_ratio);
+    note_int(a, "hidden_size", from_tensors, arch->hidden_size);
+    note_int(a, "depth", from_tensors, arch->depth);
+    note_int(a, "patch_size", from_tensors, arch->patch_size);
+    note_int(a, "in_channels", from_tensors, arch->in_channels);
+    note(a, "mlp_ratio", from_tensors, ratio);
+    note(a, "learn_sigma", from_tensors, arch->learn_sigma ? "true" : "false");
+}
+
+int import_describe(struct model_desc *d, struct import_fact facts[IMPORT_FACTS], int *n_facts, const struct checkpoint *c,
+                    const struct import_flags *f, struct err *e) {
+    struct account a = {facts, n_facts, c};
+    *d = (struct model_desc){0};
+    *n_facts = 0;
+    int rc = arch_infer(&d->arch, &c->table, e);
+    if (rc != OK) return rc;
+    note_shapes(&a, &d->arch);
+    rc = resolve_input(&a, &d->arch, f, e);
+    if (rc == OK) rc = resolve_classes(&a, &d->arch, f, e);
+    if (rc != OK) return rc;
+    resolve_heads(&a, &d->arch, f);
+    rc = resolve_family(&a, d, f, e);
+    if (rc == OK) rc = resolve_process(&a, d, f, e);
+    if (rc != OK) return rc;
+    resolve_guidance(&a, d, f);
+    resolve_step(&a, d, f);
+    return OK;
+}
+
+int import_require(const struct import_fact *facts, int n, struct err *e) {
+    for (int i = 0; i < n; i++)
+        if (!facts[i].value[0])
+            return err_param(e, E_CONFLICT, facts[i].source, "the file does not tell its %s: give %s", facts[i].field, facts[i].source);
+    return OK;
+}
+
+// --- dtypes
+
+static int convert_value(void *dst, size_t i, float v, enum dtype to) {
+    if (to == DT_F32) ((float *)dst)[i] = v;
+    else if (to == DT_BF16) ((uint16_t *)dst)[i] = f32_to_bf16(v);
+    else {
+        uint16_t h = f32_to_f16(v);
+        if ((h & 0x7fff) == 0x7c00 && isfinite(v)) return E_RANGE;
+        ((uint16_t *)dst)[i] = h;
+    }
+    return OK;
+}
+
+static int convert(struct import_table *it, struct tensor *t, enum dtype to, struct err *e) {
+    float *wide = mem_array(t->count, sizeof *wide);
+    void *narrow = mem_array(t->count, dtype_size(to));
+    int rc = wide && narrow ? tensor_to_f32(wide, t, e) : err_set(e, E_NOMEM, "no memory to convert tensor '%s'", t->name);
+    for (size_t i = 0; i < t->count && rc == OK; i++)
+        if (convert_value(narrow, i, wide[i], to) != OK)
+            rc = err_param(e, E_RANGE, t->name, "tensor '%s' holds %g, too large for f16: use --storage bf16 or f32", t->name, (double)wide[i]);
+    mem_free(wide);
+    if (rc != OK) {
+        mem_free(narrow);
+        return rc;
+    }
+    it->owned[it->n_owned++] = narrow;
+    t->data = narrow;
+    t->dtype = to;
+    t->bytes = t->count * dtype_size(to);
+    return OK;
+}
+
+int import_convert(struct import_table *it, const struct tensor_table *src, enum dtype storage, struct err *e) {
+    *it = (struct import_table){.owned = mem_array((size_t)src->n, sizeof *it->owned)};
+    it->table.tensors = mem_array((size_t)src->n, sizeof *it->table.tensors);
+    int rc = it->owned && it->table.tensors ? OK : err_set(e, E_NOMEM, "no memory for %d tensors", src->n);
+    for (int i = 0; i < src->n && rc == OK; i++) {
+        if (strncmp(src->tensors[i].name, "projectors.", 11) == 0) continue; // arch.c: unused when sampling
+        struct tensor *t = &it->table.tensors[it->table.n++];
+        *t = src->tensors[i];
+        enum dtype to = storage == DT_OTHER ? (t->dtype == DT_F64 ? DT_F32 : t->dtype) : t->ndim < 2 || strcmp(t->name, "pos_embed") == 0 ? DT_F32 : storage;
+        if (to != t->dtype) rc = convert(it, t, to, e);
+    }
+    if (rc != OK) import_free(it);
+    return rc;
+}
+
+void import_free(struct import_table *it) {
+    for (int i = 0; i < it->n_owned; i++) mem_free(it->owned[i]);
+    mem_free(it->owned);
+    mem_free(it->table.tensors);
+    *it = (struct import_table){0};
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: MIT
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/mem.h"
+#include "core/io/file.h"
+#include "core/io/import.h"
+#include "server/cmd.h"
+
+static const char help[] =
+    "usage: sitd import FILE --name NAME --out DIR [options]\n\n"
+    "Makes the model directory DIR/NAME from a checkpoint (.pt, safetensors): the EMA weights where there are any.\n"
+    "What the tensors do not prove is taken from a flag, else from the file's own args, else from the published widths.\n\n"
+    "  --name NAME               of the model: letters, digits, '-', '_' and '.'\n"
+    "  --out DIR                 where model directories live\n"
+    "  --family sit|dit          continuous time (SiT) or discrete time (DiT)\n"
+    "  --path linear|gvp|vp      the interpolant that the model was trained on (sit)\n"
+    "  --prediction velocity|noise|score\n"
+    "  --heads N                 attention heads\n"
+    "  --classes N               classes, when the label table has no row for the null class\n"
+    "  --input-size N            side of the input, when the file has no pos_embed\n"
+    "  --guidance-channels N|all leading channels that guidance changes (default 3, the official rule)\n"
+    "  --labels FILE             a line a class, synonyms behind commas; or a JSON array as in model.json\n"
+    "  --step N                  training steps\n"
+    "  --storage f32|f16|bf16    how matrices are stored (default: as in the file); vectors stay f32\n"
+    "  --default                 served when a request names no model\n"
+    "  --help\n";
+
+struct request {
+    const char *file, *name, *out, *labels;
+    struct import_flags flags;
+    enum dtype storage; // DT_OTHER: as it is
+    bool is_default;
+};
+
+static int fail(const struct err *e) {
+    fprintf(stderr, "sitd import: %s\n", e->text);
+    return status_exit_code(e->status);
+}
+
+static bool parse_number(const char *flag, const char *text, long long max, long long *v) {
+    char *end;
+    errno = 0;
+    *v = strtoll(text, &end, 10);
+    if (!errno && end != text && !*end && *v >= 0 && *v <= max) return true;
+    fprintf(stderr, "sitd import: --%s '%s' is not a number within 0 to %lld\n", flag, text, max);
+    return false;
+}
+
+static bool parse_storage(const char *text, enum dtype *t) {
+    static const struct { const char *name; enum dtype dtype; } known[] = {{"f32", DT_F32}, {"f16", DT_F16}, {"bf16", DT_BF16}};
+    for (int i = 0; i < 3; i++)
+        if (strcmp(text, known[i].name) == 0) return *t = known[i].dtype, true;
+    fprintf(stderr, "sitd import: --storage must be f32, f16 or bf16, not '%s'\n", text);
+    return false;
+}
+
+static bool name_ok(const char *s) {
+    static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.";
+    return *s && *s != '.' && strlen(s) <= 100 && strspn(s, allowed) == strlen(s);
+}
+
+static bool parse_option(struct request *r, int c, const char *name) {
+    long long v = 0;
+    switch (c) {
+    case 'n': r->name = optarg; return name_ok(optarg) || (fprintf(stderr, "sitd import: --name '%s' is no name for a directory\n", optarg), false);
+    case 'o': r->out = optarg; return true;
+    case 'f': r->flags.family = optarg; return true;
+    case 'p': r->flags.path = optarg; return true;
+    case 'r': r->flags.prediction = optarg; return true;
+    case 'l': r->labels = optarg; return true;
+    case 'd': r->is_default = true; return true;
+    case 't': return parse_storage(optarg, &r->storage);
+    case 's': return parse_number(name, optarg, INT64_MAX, &v) ? (r->flags.step = v, true) : false;
+    case 'g':
+        if (strcmp(optarg, "all") == 0) return r->flags.guide_channels = -1, true;
+        return parse_number(name, optarg, 4096, &v) ? (r->flags.guide_channels = (int)v, true) : false;
+    case 'H': return parse_number(name, optarg, 1024, &v) ? (r->flags.heads = (int)v, true) : false;
+    case 'c': return parse_number(name, optarg, 1 << 24, &v) ? (r->flags.classes = (int)v, true) : false;
+    case 'i': return parse_number(name, optarg, 8192, &v) ? (r->flags.input_size = (int)v, true) : false;
+    default: return false;
+    }
+}
+
+static int parse(struct request *r, int argc, char **argv) { // -1: go on; else the exit code
+    static const struct option options[] = {
+        {"name", required_argument, NULL, 'n'},        {"out", required_argument, NULL, 'o'},     {"family", required_argument, NULL, 'f'},
+        {"path", required_argument, NULL, 'p'},        {"prediction", required_argument, NULL, 'r'}, {"heads", required_argument, NULL, 'H'},
+        {"classes", required_argument, NULL, 'c'},     {"input-size", required_argument, NULL, 'i'}, {"guidance-channels", required_argument, NULL, 'g'},
+        {"labels", required_argument, NULL, 'l'},      {"step", required_argument, NULL, 's'},    {"storage", required_argument, NULL, 't'},
+        {"default", no_argument, NULL, 'd'},           {"help", no_argument, NULL, 'h'},          {0}};
+    *r = (struct request){.flags = {.step = -1}, .storage = DT_OTHER};
+    for (int c, at = 0; (c = getopt_long(argc, argv, "h", options, &at)) != -1;) {
+        if (c == 'h') return fputs(help, stdout) < 0;
+        if (!parse_option(r, c, options[at].name)) return 2;
+    }
+    if (optind + 1 != argc || !r->name || !r->out) {
+        fprintf(stderr, "sitd import: needs one FILE, --name and --out (see --help)\n");
+        return 2;
+    }
+    r->file = argv[optind];
+    return -1;
+}
+
+static int read_labels(struct model_desc *d, const char *path, struct err *e) {
+    void *text;
+    size_t n;
+    if (!path) return OK;
+    int rc = file_read(&text, &n, path, 1 << 24, e);
+    if (rc != OK) return rc;
+    if ((rc = model_desc_labels(d, text, n, e)) != OK) err_prefix(e, "%s", path);
+    mem_free(text);
+    return rc;
+}
+
+static int publish(const struct request *r, const struct checkpoint *c, struct model_desc *d, struct err *e) {
+    struct import_table it;
+    char *dir = mem_printf("%s/%s", r->out, r->name);
+    if (!dir) return err_set(e, E_NOMEM, "no memory");
+    int rc = import_convert(&it, &c->table, r->storage, e);
+    if (rc == OK) {
+        rc = model_dir_write(dir, d, &it.table, e);
+        size_t bytes = 0;
+        for (int i = 0; i < it.table.n; i++) bytes += it.table.tensors[i].bytes;
+        if (rc == OK) printf("%s/%s: %d tensors, %.1f MB, step %lld, SHA-256 %s\n", dir, d->weights_file, it.table.n, (double)bytes / 1e6, (long long)d->step, d->weights_sha256);
+        import_free(&it);
+    }
+    mem_free(dir);
+    return rc;
+}
+
+static int import(const struct request *r, struct err *e) {
+    struct checkpoint c;
+    struct model_desc d;
+    struct import_fact facts[IMPORT_FACTS];
+    int n = 0, rc = checkpoint_open(&c, r->file, e);
+    if (rc != OK) return rc;
+    rc = import_describe(&d, facts, &n, &c, &r->flags, e);
+    if (rc == OK) rc = import_require(facts, n, e);
+    if (rc == OK) rc = arch_check(&d.arch, e);
+    if (rc == OK) rc = read_labels(&d, r->labels, e);
+    d.is_default = r->is_default;
+    if (rc == OK) rc = publish(r, &c, &d, e);
+    for (int i = 0; i < n && rc == OK; i++) printf("  %-18s %-10s from %s\n", facts[i].field, facts[i].value, facts[i].source);
+    model_desc_deinit(&d);
+    checkpoint_close(&c);
+    return rc;
+}
+
+int cmd_import(int argc, char **argv) {
+    struct request r;
+    struct err e = {0};
+    int code = parse(&r, argc, argv);
+    if (code >= 0) return code;
+    return import(&r, &e) == OK ? 0 : fail(&e);
+}
