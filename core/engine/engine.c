@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: MIT
+/*
+ * The door: what callers of any thread may do. Nothing here waits for the device.
+ *
+ * A job is checked completely before it is accepted, so that a refusal comes back as a status from engine_submit and never as an event. The
+ * bounds are judged by the account that the worker publishes each turn plus what went into the inbox since; both are read and written
+ * under the lock, so that two callers cannot both get the last place.
+ */
+#include "core/engine/engine.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "core/base/fault.h"
+#include "core/base/mem.h"
+#include "core/engine/engine_int.h"
+
+int64_t engine_now_us(void) {
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000000 + ts.tv_nsec / 1000;
+}
+
+void engine_emit(struct engine *g, struct engine_event *ev) {
+    if (g->options.event) g->options.event(g->options.ctx, ev);
+    else mem_free(ev->image.pixels); // nobody took them
+}
+
+int engine_thread(pthread_t *t, void *(*run)(void *), struct engine *g, const char *what, struct err *e) {
+    int rc = fault_hit(FAULT_THREAD) ? -1 : pthread_create(t, NULL, run, g);
+    return rc ? err_set(e, E_DEVICE, "the %s thread could not be made", what) : 0;
+}
+
+/* ---- open and close ---- */
+
+static int open_device(struct engine *g, const struct engine_options *o, struct err *e) {
+    struct kern_config config = {.backend = o->backend, .threads = o->threads, .nice = o->nice};
+    char why[256] = "";
+    if (!o->precision || !strcmp(o->precision, "f32")) config.act = KERN_F32;
+    else if (!strcmp(o->precision, "bf16")) config.act = KERN_BF16;
+    else return err_param(e, E_RANGE, "precision", "precision '%s': f32 and bf16 are known", o->precision);
+    int rc = kern_open(&g->kern, &config, why, sizeof why);
+    if (rc == KERN_ENOMEM) return err_param(e, E_NOMEM, "backend", "back end '%s': %s", o->backend, why);
+    if (rc == KERN_EUNSUPPORTED) return err_param(e, E_UNSUPPORTED, "backend", "back end '%s': %s", o->backend, why);
+    if (rc) return err_param(e, E_DEVICE, "backend", "back end '%s': %s", o->backend, why);
+    snprintf(g->device, sizeof g->device, "%s", g->kern->device);
+    return 0;
+}
+
+static int check_options(const struct engine_options *o, struct err *e) {
+    if (!o->models_dir) return err_param(e, E_RANGE, "models", "no models folder was given");
+    if (!o->backend) return err_param(e, E_RANGE, "backend", "no back end was given");
+    if (o->max_rows < 2) return err_param(e, E_RANGE, "max_rows", "max_rows is %d: a guided image needs 2 rows at once", o->max_rows);
+    if (o->max_jobs < 1) return err_param(e, E_RANGE, "max_jobs", "max_jobs is %d, at least 1", o->max_jobs);
+    if (o->max_images < 1) return err_param(e, E_RANGE, "max_images", "max_images is %d, at least 1", o->max_images);
+    if (o->threads < 0) return err_param(e, E_RANGE, "threads", "threads is %d", o->threads);
+    return 0;
+}
+
+static void engine_free(struct engine *g) { // threads are gone; so is kern, or it is NULL
+    for (int i = 0; i < g->n_entries; i++) mem_free(g->entries[i].dir);
+    mem_free(g->entries);
+    pthread_cond_destroy(&g->built);
+    pthread_cond_destroy(&g->bell);
+    pthread_mutex_destroy(&g->lock);
+    mem_free(g);
+}
+
+static void set_stop(struct engine *g, enum stop stop) {
+    pthread_mutex_lock(&g->lock);
+    if (g->stop < stop) g->stop = stop;
+    pthread_cond_signal(&g->bell);
+    pthread_mutex_unlock(&g->lock);
+}
+
+static int start_threads(struct engine *g, struct err *e) {
+    int rc = engine_thread(&g->worker, worker_main, g, "worker", e);
+    if (rc) {
+        kern_close(g->kern);
+        return rc;
+    }
+    rc = engine_thread(&g->loader, loader_main, g, "loader", e);
+    if (!rc) return 0;
+    set_stop(g, STOP_CLOSE);
+    pthread_join(g->worker, NULL);
+    return rc;
+}
+
+int engine_open(struct engine **out, const struct engine_options *o, struct err *e) {
+    *out = NULL;
+    int rc = check_options(o, e);
+    if (rc) return rc;
+    struct engine *g = mem_alloc(sizeof *g);
+    if (!g) return err_set(e, E_NOMEM, "no memory for the engine");
+    g->options = *o;
+    g->limits = (struct sched_limits){o->max_rows, o->max_jobs, o->max_images};
+    g->inbox_end = &g->inbox;
+    g->counters.device_ok = g->published.device_ok = true;
+    pthread_mutex_init(&g->lock, NULL);
+    pthread_cond_init(&g->bell, NULL);
+    pthread_cond_init(&g->built, NULL);
+    rc = loader_scan(g, o->models_dir, e);
+    if (!rc) rc = open_device(g, o, e);
+    if (!rc) rc = start_threads(g, e);
+    if (rc) {
+        engine_free(g);
+        return rc;
+    }
+    *out = g;
+    return 0;
+}
+
+void engine_stop(struct engine *g, bool finish) { set_stop(g, finish ? STOP_FINISH : STOP_CANCEL); }
+
+void engine_close(struct engine *g) {
+    if (!g) return;
+    set_stop(g, STOP_CLOSE);
+    pthread_join(g->worker, NULL); // gives a waiting loader its model back
+    pthread_join(g->loader, NULL);
+    engine_free(g);
+}
+
+/* ---- models ---- */
+
+static struct entry *find_entry(struct engine *g, const char *name) {
+    for (int i = 0; i < g->n_entries; i++)
+        if (!strcmp(g->entries[i].name, name)) return &g->entries[i];
+    return NULL;
+}
+
+static struct entry *default_entry(struct engine *g) { // lock held
+    if (g->n_entries == 1) return &g->entries[0];
+    for (int i = 0; i < g->n_entries; i++)
+        if (g->entries[i].current && g->entries[i].current->facts->model.desc.is_default) return &g->entries[i];
+    return NULL;
+}
+
+const struct engine_model *engine_model_ref(struct engine *g, const char *name) {
+    pthread_mutex_lock(&g->lock);
+    struct entry *entry = name ? find_entry(g, name) : default_entry(g);
+    struct facts *f = entry && entry->current ? entry->current->facts : NULL;
+    if (f) atomic_fetch_add(&f->refs, 1);
+    pthread_mutex_unlock(&g->lock);
+    return f ? &f->model : NULL;
+}
+
+void engine_model_unref(const struct engine_model *m) { facts_unref((struct facts *)m); }
+
+int engine_model_names(struct engine *g, char names[][64], int max) {
+    int n = 0;
+    pthread_mutex_lock(&g->lock);
+    for (int i = 0; i < g->n_entries && n < max; i++)
+        if (g->entries[i].current) strcpy(names[n++], g->entries[i].name);
+    pthread_mutex_unlock(&g->lock);
+    return n;
+}
+
+const char *engine_device(struct engine *g) { return g->device; }
+
+/* ---- submit ---- */
+
+static int check_classes(const struct engine_job *job, const struct engine_model *m, struct err *e) {
+    const struct arch *a = &m->desc.arch;
+    if (job->n < 1) return err_param(e, E_RANGE, "classes", "no image was asked for");
+    for (int i = 0; i < job->n; i++) {
+        int32_t c = job->classes[i];
+        if (c == -1 && !a->class_dropout)
+            return err_param(e, E_RANGE, "classes", "classes[%d]: model '%s' has no null class, so no unconditional image", i, m->name);
+        if (c < -1 || c >= a->num_classes)
+            return err_param(e, E_RANGE, "classes", "classes[%d] is %d; model '%s' has the classes 0 to %d", i, (int)c, m->name, a->num_classes - 1);
+    }
+    return 0;
+}
+
+static int check_job(const struct engine_job *job, const struct engine_model *m, struct err *e) {
+    const struct sampler_spec *spec = &job->sampler;
+    int rc = check_classes(job, m, e);
+    if (!rc) rc = sampler_check(spec, &m->sampler, e);
+    if (rc) return rc;
+    if (spec->guidance != 1 && !m->desc.arch.class_dropout)
+        return err_param(e, E_RANGE, "guidance.scale", "model '%s' has no null class, so guidance.scale must be 1", m->name);
+    if (spec->guide_channels < 0 || spec->guide_channels > m->image_channels)
+        return err_param(e, E_RANGE, "guidance.channels", "guidance.channels is %d; model '%s' has %d", spec->guide_channels, m->name,
+                         m->image_channels);
+    if (job->timeout_ms < 0) return err_param(e, E_RANGE, "timeout_ms", "timeout_ms is negative");
+    if ((uint64_t)job->seed_index + (uint64_t)job->n - 1 > UINT32_MAX)
+        return err_param(e, E_RANGE, "seed_index", "seed_index + %d images passes 2^32 - 1", job->n);
+    return 0;
+}
+
+static int64_t deadline(int64_t now_us, int64_t timeout_ms) {
+    int64_t now_ms = now_us / 1000;
+    if (!timeout_ms) return 0;
+    return timeout_ms > INT64_MAX / 2 - now_ms ? INT64_MAX / 2 : now_ms + timeout_ms;
+}
+
+static struct job *job_new(const struct engine_job *from, const struct engine_model *m, struct err *e) {
+    struct job *j = mem_alloc(sizeof *j);
+    int32_t *classes = mem_dup(from->classes, (size_t)from->n * sizeof *classes);
+    if (!j || !classes) {
+        mem_free(j);
+        mem_free(classes);
+        err_set(e, E_NOMEM, "no memory for a request");
+        return NULL;
+    }
+    *j = (struct job){.n = from->n, .priority = from->priority, .classes = classes, .seed = from->seed, .seed_index = from->seed_index,
+                      .spec = from->sampler, .progress = from->progress, .submit_us = engine_now_us()};
+    j->peak_rows = sampler_peak_rows(&from->sampler);
+    j->evaluations_each = sampler_evaluations(&from->sampler, &m->sampler);
+    j->deadline_ms = deadline(j->submit_us, from->timeout_ms);
+    return j;
+}
+
+static int64_t work_ms(struct engine *g) { // lock held: the time that all accepted work will take
+    int64_t rows = 0;
+    for (struct served *s = g->served; s; s = s->next) rows += s->published.rows_left + s->pending.rows_left;
+    double ms = (double)rows * g->published.row_ms;
+    return ms < 1 ? 1 : ms > 1e12 ? (int64_t)1e12 : (int64_t)ms;
+}
+
+static int check_room(struct engine *g, const struct job *j, int64_t *retry_ms, struct err *e) { // lock held
+    const struct sched_stats *a = &j->on->published, *b = &j->on->pending;
+    int images = a->queued_images + b->queued_images;
+    if (j->peak_rows > g->limits.max_rows)
+        return err_set(e, E_RANGE, "an image needs %d rows at once, the largest batch has %d", j->peak_rows, g->limits.max_rows);
+    if (j->n > g->limits.max_images)
+        return err_param(e, E_RANGE, "classes", "a request of %d images: 1 to %d are allowed", j->n, g->limits.max_images);
+    if (a->jobs + b->jobs < g->limits.max_jobs && images <= g->limits.max_images - j->n) return 0;
+    *retry_ms = work_ms(g);
+    return err_set(e, E_BUSY, "the queue of model '%s' is full: %d requests (limit %d), %d images waiting (limit %d)", j->on->facts->model.name,
+                   a->jobs + b->jobs, g->limits.max_jobs, images, g->limits.max_images);
+}
+
+static void enqueue(struct engine *g, struct job *j) { // lock held
+    struct sched_stats *p = &j->on->pending;
+    j->id = ++g->last_id;
+    j->alive_next = g->alive;
+    if (g->alive) g->alive->alive_prev = j;
+    g->alive = j;
+    *g->inbox_end = j;
+    g->inbox_end = &j->next;
+    p->jobs++;
+    p->queued_images += j->n;
+    p->rows_left += (int64_t)j->n * j->evaluations_each * j->peak_rows;
+    pthread_cond_signal(&g->bell);
+}
+
+static int admit(struct engine *g, struct job *j, const struct engine_model *checked, int64_t *retry_ms, struct err *e) { // lock held
+    struct entry *entry = find_entry(g, checked->name);
+    if (g->stop != STOP_NOT) {
+        *retry_ms = work_ms(g);
+        return err_set(e, E_BUSY, "the engine is stopping");
+    }
+    if (!g->published.device_ok) return err_set(e, E_DEVICE, "the device has failed");
+    if (&entry->current->facts->model != checked) { // replaced meanwhile: what was checked may not hold any more
+        *retry_ms = 1;
+        return err_set(e, E_BUSY, "model '%s' is being replaced", checked->name);
+    }
+    j->on = entry->current;
+    int rc = check_room(g, j, retry_ms, e);
+    if (!rc) enqueue(g, j);
+    return rc;
+}
+
+static int not_there(struct engine *g, const char *name, int64_t *retry_ms, struct err *e) {
+    pthread_mutex_lock(&g->lock);
+    struct entry *entry = find_entry(g, name);
+    bool loading = entry && entry->state == ENTRY_LOADING && g->stop == STOP_NOT;
+    pthread_mutex_unlock(&g->lock);
+    if (!entry) return err_param(e, E_NOTFOUND, "model", "there is no model '%s'", name);
+    if (!loading) return err_param(e, E_NOTFOUND, "model", "model '%s' could not be loaded", name);
+    *retry_ms = 1000; // nothing is known of how long a load takes
+    return err_param(e, E_BUSY, "model", "model '%s' is still being loaded", name);
+}
+
+static int submit_to(struct engine *g, const struct engine_model *m, const struct engine_job *job, uint64_t *id, int64_t *retry_ms, struct err *e) {
+    if (job->digest[0] && strcmp(job->digest, m->digest) != 0)
+        return err_param(e, E_CONFLICT, "digest", "model '%s' is now version %lld, digest %s", m->name, (long long)m->desc.step, m->digest);
+    int rc = check_job(job, m, e);
+    if (rc) return rc;
+    struct job *j = job_new(job, m, e);
+    if (!j) return E_NOMEM;
+    pthread_mutex_lock(&g->lock);
+    rc = admit(g, j, m, retry_ms, e);
+    if (!rc) *id = j->id;
+    pthread_mutex_unlock(&g->lock);
+    if (rc) {
+        mem_free(j->classes);
+        mem_free(j);
+    }
+    return rc;
+}
+
+int engine_submit(struct engine *g, const struct engine_job *job, uint64_t *id, int64_t *retry_ms, struct err *e) {
+    int64_t ignored;
+    if (!retry_ms) retry_ms = &ignored;
+    *id = 0;
+    *retry_ms = 0;
+    if (!memchr(job->model, 0, sizeof job->model) || !memchr(job->digest, 0, sizeof job->digest))
+        return err_param(e, E_NOTFOUND, "model", "a model's name or digest has no end");
+    const struct engine_model *m = engine_model_ref(g, job->model);
+    if (!m) return not_there(g, job->model, retry_ms, e);
+    int rc = submit_to(g, m, job, id, retry_ms, e);
+    engine_model_unref(m);
+    return rc;
+}
+
+void engine_cancel(struct engine *g, uint64_t id) {
+    pthread_mutex_lock(&g->lock);
+    for (struct job *j = g->alive; j; j = j->alive_next)
+        if (j->id == id) {
+            atomic_store_explicit(&j->cancel, true, memory_order_relaxed);
+            g->cancels = true;
+            break;
+        }
+    pthread_mutex_unlock(&g->lock);
+}
+
+/* ---- state ---- */
+
+void engine_stats(struct engine *g, struct engine_stats *out) {
+    pthread_mutex_lock(&g->lock);
+    *out = g->published;
+    for (struct served *s = g->served; s; s = s->next) {
+        out->jobs += s->published.jobs + s->pending.jobs;
+        out->queued_images += s->published.queued_images + s->pending.queued_images;
+        out->running_images += s->published.running_images;
+        out->running_rows += s->published.running_rows;
+    }
+    for (int i = 0; i < g->n_entries; i++) {
+        out->models_ready += g->entries[i].current != NULL;
+        out->models_loading += g->entries[i].state == ENTRY_LOADING;
+        out->models_failed += g->entries[i].state == ENTRY_FAILED;
+    }
+    pthread_mutex_unlock(&g->lock);
+    out->max_rows = g->limits.max_rows;
+}
+
+bool engine_ready(struct engine *g) {
+    struct engine_stats s;
+    engine_stats(g, &s);
+    pthread_mutex_lock(&g->lock);
+    bool stopping = g->stop != STOP_NOT;
+    pthread_mutex_unlock(&g->lock);
+    return !stopping && s.device_ok && s.models_loading == 0 && s.models_ready > 0;
+}

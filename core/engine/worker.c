@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: MIT
+/*
+ * The thread that owns the device: kern, networks, schedulers, the images in the making.
+ *
+ * One turn is one batch of one model: take what came in, drop what was cancelled or is too late, admit, evaluate, plan, hand out finished
+ * images. Models with work take turns, a batch each. Between turns anything may change (rows join and leave between evaluations), inside a turn
+ * nothing does; so a cancel takes effect within one evaluation, and no lock is held while the device works.
+ *
+ * Every accepted job ends in job_end and nowhere else, which takes it out of the scheduler, out of the list of alive jobs, counts it, sends its one
+ * last event and frees it. What can go wrong goes wrong for somebody in particular:
+ *   - one image (dopri5 gave up, the sample is not finite, no memory for its pixels): its job fails, batch mates go on;
+ *   - the step as a whole, but not the device: the jobs in that batch fail;
+ *   - the device (E_DEVICE): it is not trusted again. All jobs fail, later ones are refused, stats and engine_ready say so. A sticky
+ *     failure of a GPU cannot be cured from inside; the process manager restarts us.
+ * The account (published, pending) is brought up to date before each last event, so that who answers it with a new request finds the room.
+ *
+ * Idle, the worker sleeps on the bell. It needs no timer: while jobs exist there is something to evaluate, since an empty device always
+ * admits the first image in line; deadlines are looked at every turn.
+ */
+#include "core/engine/engine_int.h"
+
+#include <stdio.h>
+#include <unistd.h>
+
+#include "core/base/fault.h"
+#include "core/base/log.h"
+#include "core/base/mem.h"
+
+#define ROW_MS_WEIGHT 0.1 // of the newest batch in the smoothed time of a row
+
+/* ---- account ---- */
+
+static void publish(struct engine *g) {
+    pthread_mutex_lock(&g->lock);
+    for (struct served *s = g->served; s; s = s->next) {
+        sched_stats(s->sched, &s->published);
+        s->pending = (struct sched_stats){0};
+    }
+    for (struct job *j = g->inbox; j; j = j->next) {
+        j->on->pending.jobs++;
+        j->on->pending.queued_images += j->n;
+        j->on->pending.rows_left += (int64_t)j->n * j->evaluations_each * j->peak_rows;
+    }
+    g->published = g->counters;
+    pthread_mutex_unlock(&g->lock);
+}
+
+static void count_batch(struct engine *g, int rows, double seconds) {
+    struct engine_stats *c = &g->counters;
+    double row_ms = 1000 * seconds / rows;
+    int bins = (int)(sizeof c->batch_rows / sizeof *c->batch_rows);
+    c->batches++;
+    c->evaluations += (uint64_t)rows;
+    c->batch_rows[rows < bins ? rows : bins - 1]++;
+    c->busy_seconds += seconds;
+    c->row_ms = c->row_ms > 0 ? (1 - ROW_MS_WEIGHT) * c->row_ms + ROW_MS_WEIGHT * row_ms : row_ms;
+}
+
+/* ---- end of a job ---- */
+
+static void job_unlink(struct engine *g, struct job *j) {
+    if (j->prev) j->prev->next = j->next;
+    else j->on->jobs = j->next;
+    if (j->next) j->next->prev = j->prev;
+    pthread_mutex_lock(&g->lock);
+    if (j->alive_prev) j->alive_prev->alive_next = j->alive_next;
+    else g->alive = j->alive_next;
+    if (j->alive_next) j->alive_next->alive_prev = j->alive_prev;
+    pthread_mutex_unlock(&g->lock);
+    g->jobs--;
+}
+
+// The one way out. err is copied into EV_FAILED.
+static void job_end(struct engine *g, struct job *j, enum engine_event_kind kind, const struct err *err) {
+    struct served *s = j->on;
+    int freed = sched_cancel(s->sched, j->id, s->freed); // -1 when its last image has just left
+    for (int i = 0; i < freed; i++) s->runs[s->freed[i]].job = NULL;
+    uint64_t lost = (uint64_t)(j->n - j->done);
+    if (kind == EV_FAILED) g->counters.images_failed += lost;
+    if (kind == EV_CANCELLED) g->counters.images_cancelled += lost;
+    struct engine_event ev = {.kind = kind, .job = j->id};
+    if (kind == EV_FAILED) ev.err = *err;
+    if (kind == EV_DONE) {
+        ev.evaluations = j->evaluations;
+        ev.queue_ms = (double)(j->first_us - j->submit_us) / 1000;
+        ev.decode_ms = j->decode_ms;
+        ev.denoise_ms = (double)(j->last_us - j->first_us) / 1000 - j->decode_ms;
+    }
+    job_unlink(g, j);
+    publish(g);
+    engine_emit(g, &ev);
+    mem_free(j->classes);
+    mem_free(j);
+}
+
+static void end_all(struct engine *g, enum engine_event_kind kind, const struct err *err) {
+    for (struct served *s = g->served; s; s = s->next)
+        while (s->jobs) job_end(g, s->jobs, kind, err);
+}
+
+static void device_failed(struct engine *g, const struct err *err) {
+    g->dead = true;
+    g->counters.device_ok = false;
+    log_error("device failed", log_str("error", err->text));
+    end_all(g, EV_FAILED, err);
+    publish(g);
+}
+
+/* ---- images ---- */
+
+static struct job *job_find(const struct served *s, uint64_t id) {
+    struct job *j = s->jobs;
+    while (j && j->id != id) j = j->next;
+    return j;
+}
+
+// A slot that cannot start is left marked done with the reason; finish_images takes it from there. Negative: the device failed.
+static int start_image(struct engine *g, struct served *s, int slot, struct err *err) {
+    const struct sched_slot *at = sched_slot(s->sched, slot);
+    const struct engine_model *m = &s->facts->model;
+    struct run *run = &s->runs[slot];
+    struct job *j = job_find(s, at->job);
+    int32_t label = j->classes[at->image];
+    run->job = j;
+    run->slot = (struct runner_slot){.slot = slot, .label = label < 0 ? m->desc.arch.num_classes : label, .seed = j->seed,
+                                     .image = j->seed_index + (uint32_t)at->image, .null_of = -1};
+    if (!j->first_us) {
+        j->first_us = engine_now_us();
+        engine_emit(g, &(struct engine_event){.kind = EV_STARTED, .job = j->id});
+    }
+    struct err why = {0};
+    int rc = runner_start(s->runner, &run->slot, &j->spec, &m->sampler, &why);
+    if (rc == E_DEVICE) return *err = why, rc;
+    if (rc) {
+        run->slot.done = true;
+        run->slot.err = why;
+        err_set(&run->slot.err, rc, "the image could not be started");
+    }
+    return 0;
+}
+
+static int read_image(struct engine *g, struct served *s, int slot, struct engine_image *image, struct err *err) {
+    const struct engine_model *m = &s->facts->model;
+    struct run *run = &s->runs[slot];
+    if (run->slot.err.status) return *err = run->slot.err, err->status;
+    int rc = runner_read(s->runner, slot, s->pixels, err), side = m->image_size;
+    if (rc) return rc;
+    image->index = sched_slot(s->sched, slot)->image;
+    image->width = image->height = side;
+    image->channels = m->image_channels;
+    image->pixels = mem_alloc(runner_numel(s->runner));
+    if (!image->pixels) return err_set(err, E_NOMEM, "no memory for an image");
+    rc = served_pixels(image->pixels, s->pixels, m->image_channels, side, err);
+    if (!rc) {
+        g->counters.images_done++;
+        return 0;
+    }
+    mem_free(image->pixels);
+    return rc;
+}
+
+static void finish_image(struct engine *g, struct served *s, int slot) {
+    struct run *run = &s->runs[slot];
+    struct job *j = run->job;
+    struct engine_event ev = {.kind = EV_IMAGE, .job = j->id};
+    struct err err = {0};
+    int64_t start = engine_now_us();
+    int rc = read_image(g, s, slot, &ev.image, &err), image = sched_slot(s->sched, slot)->image;
+    if (rc == E_DEVICE) {
+        device_failed(g, &err);
+        return;
+    }
+    if (rc) {
+        err_set(&err, rc, "the image failed");
+        err_prefix(&err, "model '%s', image %d", s->facts->model.name, image);
+        job_end(g, j, EV_FAILED, &err);
+        return;
+    }
+    j->last_us = engine_now_us();
+    j->decode_ms += (double)(j->last_us - start) / 1000;
+    j->done++;
+    run->job = NULL;
+    bool last = sched_image_done(s->sched, slot);
+    engine_emit(g, &ev);
+    if (last) job_end(g, j, EV_DONE, NULL);
+}
+
+static void finish_images(struct engine *g, struct served *s) {
+    for (int i = 0, n = sched_slots(s->sched); i < n && !g->dead; i++)
+        if (s->runs[i].job && s->runs[i].slot.done) finish_image(g, s, i);
+}
+
+static void tell_progress(struct engine *g, struct served *s) {
+    int n = sched_running(s->sched, s->slots);
+    for (struct job *j = s->jobs; j; j = j->next) j->running_progress = 0;
+    for (int i = 0; i < n; i++) {
+        struct run *run = &s->runs[s->slots[i]];
+        run->job->running_progress += sampler_progress(&run->slot.sampler);
+    }
+    for (struct job *j = s->jobs; j; j = j->next) {
+        double p = (j->done + j->running_progress) / j->n;
+        if (!j->progress || p < j->told_progress + 0.01) continue;
+        j->told_progress = p;
+        engine_emit(g, &(struct engine_event){.kind = EV_PROGRESS, .job = j->id, .progress = p});
+    }
+}
+
+/* ---- one turn ---- */
+
+static int gather_batch(struct served *s) {
+    int n = sched_running(s->sched, s->slots), kept = 0;
+    for (int i = 0; i < n; i++)
+        if (!s->runs[s->slots[i]].slot.done) s->batch[kept++] = &s->runs[s->slots[i]].slot;
+    return kept;
+}
+
+static int evaluate(struct engine *g, struct served *s, int n, struct err *err) {
+    int rows = 0, rc = 0;
+    int64_t start = engine_now_us();
+    if (fault_hit(FAULT_KERNEL)) rc = err_set(err, E_DEVICE, "a device failure was asked for by a test");
+    if (!rc) rc = runner_step(s->runner, s->batch, n, &rows, err);
+    if (!rc) rc = runner_plan(s->runner, s->batch, n, err);
+    if (rc) return rc;
+    count_batch(g, rows, (double)(engine_now_us() - start) / 1e6);
+    for (int i = 0; i < n; i++) {
+        struct run *run = &s->runs[s->batch[i]->slot];
+        run->job->evaluations++;
+        g->counters.steps[run->job->spec.type]++;
+        sched_progress(s->sched, run->slot.slot, run->slot.done ? 0 : sampler_left(&run->slot.sampler));
+    }
+    return 0;
+}
+
+static void batch_failed(struct engine *g, struct served *s, int n, const struct err *err) {
+    for (int i = 0; i < n; i++) {
+        struct job *j = s->runs[s->batch[i]->slot].job;
+        if (j) job_end(g, j, EV_FAILED, err); // NULL: a mate of the same job was before it
+    }
+}
+
+static void turn(struct engine *g, struct served *s) {
+    struct err err = {0};
+    int rc = 0;
+    g->last = s;
+    for (int i = 0, n = sched_admit(s->sched, s->slots); i < n && !rc; i++) rc = start_image(g, s, s->slots[i], &err);
+    int n = rc ? 0 : gather_batch(s);
+    if (n) rc = evaluate(g, s, n, &err);
+    if (rc == E_DEVICE) device_failed(g, &err);
+    else if (rc) {
+        err_set(&err, rc, "the step failed");
+        batch_failed(g, s, n, &err);
+    }
+    finish_images(g, s);
+    tell_progress(g, s);
+}
+
+static struct served *next_with_work(const struct engine *g) { // round robin, beginning after the last
+    struct served *first = g->last && g->last->next ? g->last->next : g->served, *s = first;
+    while (s) {
+        if (s->jobs) return s;
+        s = s->next ? s->next : g->served;
+        if (s == first) break;
+    }
+    return NULL;
+}
+
+/* ---- what came in ---- */
+
+static void accept_job(struct engine *g, struct job *j) {
+    struct served *s = j->on;
+    struct err err = {0};
+    j->prev = NULL;
+    j->next = s->jobs;
+    if (s->jobs) s->jobs->prev = j;
+    s->jobs = j;
+    g->jobs++;
+    struct sched_job job = {.id = j->id, .images = j->n, .peak_rows = j->peak_rows, .evaluations = j->evaluations_each,
+                            .priority = j->priority, .deadline_ms = j->deadline_ms};
+    if (g->dead) err_set(&err, E_DEVICE, "the device has failed");
+    else if (sched_submit(s->sched, &job, &err)) err_set(&err, E_INTERNAL, "the scheduler refused an accepted job");
+    if (err.status) job_end(g, j, EV_FAILED, &err);
+}
+
+static void drop_cancelled(struct engine *g) {
+    for (struct served *s = g->served; s; s = s->next)
+        for (struct job *j = s->jobs, *next; j; j = next) {
+            next = j->next;
+            if (atomic_load_explicit(&j->cancel, memory_order_relaxed)) job_end(g, j, EV_CANCELLED, NULL);
+        }
+}
+
+static void drop_late(struct engine *g, struct served *s) {
+    int64_t now_ms = engine_now_us() / 1000;
+    for (uint64_t id; sched_expired(s->sched, now_ms, &id, 1);) {
+        struct job *j = job_find(s, id);
+        struct err err = {0};
+        err_param(&err, E_TIMEOUT, "timeout_ms", "the deadline of %lld ms passed; %d of %d images were done",
+                  (long long)(j->deadline_ms - j->submit_us / 1000), j->done, j->n);
+        job_end(g, j, EV_FAILED, &err);
+    }
+}
+
+// Puts a new version in the place of the one that served its name until now, if any; jobs that run keep theirs.
+static void worker_install(struct engine *g, struct entry *entry, struct served *s) {
+    pthread_mutex_lock(&g->lock);
+    if (entry->current) entry->current->retired = true;
+    entry->current = s;
+    entry->state = ENTRY_READY;
+    struct served **end = &g->served;
+    while (*end) end = &(*end)->next;
+    *end = s;
+    pthread_mutex_unlock(&g->lock);
+}
+
+static void build(struct engine *g, struct load *load) {
+    struct served *s = NULL;
+    struct err err = {0};
+    double row_ms = 0;
+    int rc = g->dead ? err_set(&err, E_DEVICE, "model '%s': the device has failed", load->entry->name)
+                     : served_new(&s, g->kern, &g->limits, load->entry->name, load->dir, &row_ms, &err);
+    if (rc) err_set(&err, rc, "model '%s' could not be built", load->entry->name);
+    else if (g->counters.row_ms <= 0) g->counters.row_ms = row_ms;
+    if (s) {
+        g->counters.device_bytes += s->facts->model.device_bytes;
+        worker_install(g, load->entry, s);
+    } else {
+        pthread_mutex_lock(&g->lock);
+        if (!load->entry->current) load->entry->state = ENTRY_FAILED;
+        pthread_mutex_unlock(&g->lock);
+    }
+    publish(g);
+    loader_report(g, load->entry, &err);
+}
+
+static void free_retired(struct engine *g) {
+    for (struct served **at = &g->served, *s; (s = *at);) {
+        pthread_mutex_lock(&g->lock);
+        bool unused = s->retired && !s->jobs && !s->pending.jobs;
+        if (unused) *at = s->next;
+        pthread_mutex_unlock(&g->lock);
+        if (!unused) {
+            at = &s->next;
+            continue;
+        }
+        if (g->last == s) g->last = NULL;
+        g->counters.device_bytes -= s->facts->model.device_bytes;
+        served_free(s);
+    }
+}
+
+/* ---- loop ---- */
+
+struct look { // what one look into the basket found
+    struct job *jobs;
+    struct load *load;
+    bool cancels;
+    enum stop stop;
+};
+
+// Sleeps while there is nothing to do.
+static void look(struct engine *g, struct look *found) {
+    pthread_mutex_lock(&g->lock);
+    while (!g->jobs && !g->inbox && !g->load && g->stop != STOP_CLOSE) pthread_cond_wait(&g->bell, &g->lock);
+    *found = (struct look){.jobs = g->inbox, .load = g->load, .cancels = g->cancels, .stop = g->stop};
+    g->inbox = NULL;
+    g->inbox_end = &g->inbox;
+    g->cancels = false;
+    pthread_mutex_unlock(&g->lock);
+}
+
+static void give_back(struct engine *g) { // the loader may go on
+    pthread_mutex_lock(&g->lock);
+    g->load = NULL;
+    pthread_cond_signal(&g->built);
+    pthread_mutex_unlock(&g->lock);
+}
+
+static void take_in(struct engine *g, const struct look *found) {
+    for (struct job *j = found->jobs, *next; j; j = next) {
+        next = j->next;
+        accept_job(g, j);
+    }
+    if (found->jobs) publish(g);
+    if (found->stop >= STOP_CANCEL) end_all(g, EV_CANCELLED, NULL);
+    if (found->cancels) drop_cancelled(g);
+    if (!found->load) return;
+    if (found->stop < STOP_CANCEL) build(g, found->load);
+    give_back(g);
+}
+
+static void clean_up(struct engine *g) {
+    for (struct served *s = g->served, *next; s; s = next) {
+        next = s->next;
+        served_free(s);
+    }
+    kern_close(g->kern);
+}
+
+void *worker_main(void *arg) {
+    struct engine *g = arg;
+    struct look found = {0};
+    if (g->options.nice && nice(g->options.nice) == -1) log_warn("worker keeps its priority", log_int("nice", g->options.nice));
+    while (found.stop != STOP_CLOSE) {
+        look(g, &found);
+        take_in(g, &found);
+        for (struct served *s = g->served; s; s = s->next) drop_late(g, s);
+        struct served *s = next_with_work(g);
+        if (s) turn(g, s);
+        publish(g);
+        free_retired(g);
+    }
+    clean_up(g);
+    return NULL;
+}
