@@ -25,11 +25,11 @@ struct engine_event;
 struct engine_options {
     const char *models_dir;     // a folder of model directories, or itself one (holds model.json)
     const char *backend;        // "cpu", "ref"
-    const char *precision;      // "f32", "bf16"
+    const char *precision;      // "f32" (also NULL), "bf16"
     int max_rows, threads;      // rows of the largest batch (least 2); 0 threads: kern_threads_allowed()
     int nice;                   // of compute threads
     int max_jobs, max_images;   // queue bounds, per model
-    void (*event)(void *ctx, const struct engine_event *); // called on the worker or loader thread; must not block nor call the engine
+    void (*event)(void *ctx, const struct engine_event *); // called on the worker or loader thread, without locks; must not block
     void *ctx;
 };
 
@@ -45,7 +45,7 @@ struct engine_event {
     struct engine_image image;     // EV_IMAGE
     int evaluations;               // EV_DONE: network evaluations made, all images together
     double queue_ms, denoise_ms, decode_ms; // EV_DONE: first slot - submit; last image - first slot, less decode; conversion to pixels
-    double progress;               // EV_PROGRESS: 0..1 of the whole job
+    double progress;               // EV_PROGRESS: 0..1 of the whole job; sent when it has grown by 0.01 or more
     struct err err;                // EV_FAILED (E_TIMEOUT, E_NONFINITE, E_DEVICE, ...); EV_MODEL: status 0 = loaded
     char model[64];                // EV_MODEL
 };
@@ -82,8 +82,11 @@ struct engine_stats {
     bool device_ok;
 };
 
-int engine_open(struct engine **, const struct engine_options *, struct err *); // starts threads; models load in the background (EV_MODEL each)
-// 0 and *id set, or E_NOTFOUND (param "model"), E_BUSY (queue full; *retry_ms is the computed wait), E_RANGE, E_CONFLICT ("digest")
+// Opens the device, starts threads; models load in the background (EV_MODEL each, perhaps before this returns). The options' strings are not kept.
+// E_RANGE, E_UNSUPPORTED (param: the option), E_NOTFOUND (no folder, or no model in it), E_DEVICE, E_NOMEM; then nothing is left to close.
+int engine_open(struct engine **, const struct engine_options *, struct err *);
+// 0 and *id set. Or *id 0 and E_NOTFOUND (param "model"), E_CONFLICT ("digest"), E_RANGE (param: the field), E_DEVICE (it has failed), E_NOMEM, or
+// E_BUSY: queue full, model loading, engine stopping; *retry_ms (may be NULL) is then the wait, computed from the work that is queued.
 int engine_submit(struct engine *, const struct engine_job *, uint64_t *id, int64_t *retry_ms, struct err *);
 void engine_cancel(struct engine *, uint64_t id);   // unknown ids are ignored; EV_CANCELLED follows at the next step if it was alive
 void engine_stats(struct engine *, struct engine_stats *);
@@ -91,9 +94,10 @@ void engine_stats(struct engine *, struct engine_stats *);
 const struct engine_model *engine_model_ref(struct engine *, const char *name);
 void engine_model_unref(const struct engine_model *);
 int engine_model_names(struct engine *, char names[][64], int max); // ready models, sorted
-bool engine_ready(struct engine *);                 // all models found at open are loaded, device fine
+// Every model found at open was loaded or refused, at least one serves, the device is fine and nobody has called engine_stop.
+bool engine_ready(struct engine *);
 const char *engine_device(struct engine *);         // for people; borrowed, constant
 void engine_stop(struct engine *, bool finish);     // no more submits; finish: run what there is, else cancel it; returns at once
-void engine_close(struct engine *);                 // stops, joins threads, frees; no event after it returns
+void engine_close(struct engine *);                 // cancels what is left, joins threads, frees; no event after it returns. NULL is fine
 
 #endif

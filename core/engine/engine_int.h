@@ -122,10 +122,10 @@ int engine_thread(pthread_t *, void *(*)(void *), struct engine *, const char *w
 /* loader.c */
 int loader_scan(struct engine *, const char *models_dir, struct err *); // fills entries; E_NOTFOUND, E_IO, E_RANGE, E_NOMEM
 void *loader_main(void *engine);
-void loader_report(struct engine *, struct entry *, const struct err *); // EV_MODEL and the log line
+void loader_report(struct engine *, struct entry *, struct err *); // EV_MODEL and the log line; puts the model's name before an error's text
 
 /* served.c */
-int served_check(const char *name, const struct model_desc *, struct sampler_model *, struct err *); // can this engine serve it at all?
+int served_check(const struct model_desc *, struct sampler_model *, struct err *); // can this engine serve it at all?
 // Takes dir->desc (on success). Builds the network and its slots on kern and evaluates it once. row_ms: of that evaluation.
 int served_new(struct served **, struct kern *, const struct sched_limits *, const char *name, struct model_dir *, double *row_ms, struct err *);
 void served_free(struct served *);

@@ -85,7 +85,8 @@ int loader_scan(struct engine *g, const char *folder, struct err *e) {
 
 /* ---- thread ---- */
 
-void loader_report(struct engine *g, struct entry *entry, const struct err *err) {
+void loader_report(struct engine *g, struct entry *entry, struct err *err) {
+    err_prefix(err, "model '%s'", entry->name);
     struct engine_event ev = {.kind = EV_MODEL, .err = *err};
     snprintf(ev.model, sizeof ev.model, "%s", entry->name);
     if (err->status) log_error("model not loaded", log_str("model", entry->name), log_str("error", err->text), log_str("param", err->param));
@@ -93,7 +94,7 @@ void loader_report(struct engine *g, struct entry *entry, const struct err *err)
     engine_emit(g, &ev);
 }
 
-static void fail(struct engine *g, struct entry *entry, const struct err *err) {
+static void fail(struct engine *g, struct entry *entry, struct err *err) {
     pthread_mutex_lock(&g->lock);
     if (!entry->current) entry->state = ENTRY_FAILED;
     pthread_mutex_unlock(&g->lock);
@@ -118,11 +119,10 @@ static void load_one(struct engine *g, struct entry *entry) {
     int rc = model_dir_open(&dir, entry->dir, &err);
     if (rc) {
         err_set(&err, rc, "it could not be opened");
-        err_prefix(&err, "model '%s'", entry->name);
         fail(g, entry, &err);
         return;
     }
-    if (served_check(entry->name, &dir.desc, &sampler, &err)) fail(g, entry, &err); // before the device is troubled
+    if (served_check(&dir.desc, &sampler, &err)) fail(g, entry, &err); // before the device is troubled
     else hand_over(g, &(struct load){.entry = entry, .dir = &dir});
     model_dir_close(&dir);
 }

@@ -20,27 +20,27 @@ void facts_unref(struct facts *f) {
     mem_free(f);
 }
 
-int served_check(const char *name, const struct model_desc *d, struct sampler_model *sampler, struct err *e) {
+int served_check(const struct model_desc *d, struct sampler_model *sampler, struct err *e) {
     int path = path_parse(d->path), prediction = prediction_parse(d->prediction), channels = d->arch.in_channels;
     if (strcmp(d->family, "sit") != 0)
-        return err_param(e, E_UNSUPPORTED, "family", "model '%s': family '%s' is not served by this build (sit is)", name, d->family);
-    if (path < 0) return err_param(e, E_UNSUPPORTED, "path", "model '%s': no path is called '%s'", name, d->path);
-    if (prediction < 0) return err_param(e, E_UNSUPPORTED, "prediction", "model '%s': no prediction is called '%s'", name, d->prediction);
+        return err_param(e, E_UNSUPPORTED, "family", "family '%s' is not served by this build (sit is)", d->family);
+    if (path < 0) return err_param(e, E_UNSUPPORTED, "path", "no path is called '%s'", d->path);
+    if (prediction < 0) return err_param(e, E_UNSUPPORTED, "prediction", "no prediction is called '%s'", d->prediction);
     if (channels != 1 && channels != 3)
         return err_param(e, E_UNSUPPORTED, "architecture.in_channels",
-                         "model '%s' makes latents of %d channels, which need a VAE to become pictures; this build serves models of 1 or 3 channels",
-                         name, channels);
+                         "it makes latents of %d channels, which need a VAE to become pictures; this build serves models of 1 or 3 channels",
+                         channels);
     *sampler = (struct sampler_model){.path = (enum path_kind)path, .prediction = (enum prediction)prediction};
     return 0;
 }
 
 static int make_facts(struct served *s, const char *name, struct model_dir *dir, struct err *e) {
     struct facts *f = mem_alloc(sizeof *f);
-    if (!f) return err_set(e, E_NOMEM, "model '%s': no memory", name);
+    if (!f) return err_set(e, E_NOMEM, "no memory for a model");
     s->facts = f;
     atomic_init(&f->refs, 1);
     struct engine_model *m = &f->model;
-    int rc = served_check(name, &dir->desc, &m->sampler, e);
+    int rc = served_check(&dir->desc, &m->sampler, e);
     if (rc) return rc;
     snprintf(m->name, sizeof m->name, "%s", name);
     memcpy(m->digest, dir->digest, sizeof m->digest);
@@ -48,7 +48,7 @@ static int make_facts(struct served *s, const char *name, struct model_dir *dir,
     m->image_channels = dir->desc.arch.in_channels;
     m->guide_channels = dir->desc.guide_channels < 0 ? m->image_channels : dir->desc.guide_channels;
     if (m->guide_channels > m->image_channels)
-        return err_param(e, E_RANGE, "guidance.channels", "model '%s' guides %d channels of %d", name, m->guide_channels, m->image_channels);
+        return err_param(e, E_RANGE, "guidance.channels", "it guides %d channels of %d", m->guide_channels, m->image_channels);
     return 0;
 }
 
@@ -96,7 +96,6 @@ static int canary(struct served *s, double *row_ms, struct err *e) {
     size_t numel = runner_numel(s->runner);
     for (size_t i = 0; !rc && i < numel; i++)
         if (!isfinite(s->pixels[i])) rc = err_set(e, E_NONFINITE, "a trial evaluation of its network gave numbers that are not finite");
-    if (rc) err_prefix(e, "model '%s'", m->name);
     return rc;
 }
 
@@ -104,7 +103,7 @@ int served_new(struct served **out, struct kern *k, const struct sched_limits *l
                struct err *e) {
     *out = NULL;
     struct served *s = mem_alloc(sizeof *s);
-    if (!s) return err_set(e, E_NOMEM, "model '%s': no memory", name);
+    if (!s) return err_set(e, E_NOMEM, "no memory for a model");
     int rc = make_facts(s, name, dir, e), slots = limits->max_rows;
     if (!rc) rc = sched_new(&s->sched, limits, e);
     if (!rc) rc = runner_new(&s->runner, k, &dir->desc.arch, dir->weights, slots, limits->max_rows, e);

@@ -242,8 +242,10 @@ static void turn(struct engine *g, struct served *s) {
     struct err err = {0};
     int rc = 0;
     g->last = s;
-    for (int i = 0, n = sched_admit(s->sched, s->slots); i < n && !rc; i++) rc = start_image(g, s, s->slots[i], &err);
-    int n = rc ? 0 : gather_batch(s);
+    int n = sched_admit(s->sched, s->slots);
+    if (n) publish(g); // before EV_STARTED, and not only after a step that may be long
+    for (int i = 0; i < n && !rc; i++) rc = start_image(g, s, s->slots[i], &err);
+    n = rc ? 0 : gather_batch(s);
     if (n) rc = evaluate(g, s, n, &err);
     if (rc == E_DEVICE) device_failed(g, &err);
     else if (rc) {
@@ -316,9 +318,9 @@ static void build(struct engine *g, struct load *load) {
     struct served *s = NULL;
     struct err err = {0};
     double row_ms = 0;
-    int rc = g->dead ? err_set(&err, E_DEVICE, "model '%s': the device has failed", load->entry->name)
+    int rc = g->dead ? err_set(&err, E_DEVICE, "the device has failed")
                      : served_new(&s, g->kern, &g->limits, load->entry->name, load->dir, &row_ms, &err);
-    if (rc) err_set(&err, rc, "model '%s' could not be built", load->entry->name);
+    if (rc) err_set(&err, rc, "it could not be built");
     else if (g->counters.row_ms <= 0) g->counters.row_ms = row_ms;
     if (s) {
         g->counters.device_bytes += s->facts->model.device_bytes;
