@@ -4,21 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/base/mem.h"
-
-// A failed allocation inside a token makes jansson 2.14 report a syntax error, or drop a byte of the token and go on ("9034"
-// became "904"). So a parse during which memory ran out counts as failed, whatever it returned.
-static _Thread_local bool starved;
-
-static void *allocate(size_t bytes) {
-    void *p = mem_alloc(bytes);
-    if (!p) starved = true;
-    return p;
-}
-
-// jansson's allocator is a process-wide pair of pointers: set it before any thread starts, so that the fault seam covers JSON as
-// well.
-__attribute__((constructor)) static void use_our_allocator(void) { json_set_alloc_funcs(allocate, mem_free); }
+#include "core/io/jsonio.h"
 
 // What must be known before the parser sees the bytes: depth, counted by brackets outside strings, and NUL, which jansson 2.14
 // skips when it follows a number. Whatever else is wrong is the parser's to say.
@@ -71,10 +57,8 @@ int body_read(json_t **root, const char *bytes, size_t len, struct http_error *e
                               REQUEST_MAX_BODY);
     if (len == 0) return http_error_set(e, 400, "invalid_json", NULL, "the body is empty");
     if (scan(bytes, len, e) < 0) return -1;
-    starved = false;
-    *root = json_loadb(bytes, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &je);
-    if (*root && !starved) return 0;
-    json_decref(*root); // NULL is fine
-    *root = NULL;
+    bool starved;
+    *root = jsonio_load(bytes, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &je, &starved);
+    if (*root) return 0;
     return starved ? http_error_set(e, 503, "out_of_memory", NULL, "out of memory") : syntax_error(&je, e);
 }

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "core/base/mem.h"
+
 void jsonio_printable(char *dst, size_t size, const char *text) {
     size_t n = 0;
     for (; n + 1 < size && text[n]; n++) dst[n] = (unsigned char)text[n] < 0x20 || text[n] == 0x7f ? '?' : text[n];
@@ -53,14 +55,38 @@ static int guard(const char *text, size_t len, int max_depth, size_t max_values,
     return OK;
 }
 
+// A failed allocation inside a token makes jansson 2.14 report a syntax error, or drop a byte of the token and go on ("9034"
+// became "904"). So a parse during which memory ran out counts as failed, whatever it returned.
+static _Thread_local bool out_of_memory;
+
+static void *allocate(size_t bytes) {
+    void *p = mem_alloc(bytes);
+    if (!p) out_of_memory = true;
+    return p;
+}
+
+// jansson's allocator is a process-wide pair of pointers: set it before any thread starts, so that the fault seam covers JSON as
+// well.
+__attribute__((constructor)) static void use_our_allocator(void) { json_set_alloc_funcs(allocate, mem_free); }
+
+json_t *jsonio_load(const char *text, size_t len, size_t flags, json_error_t *je, bool *starved) {
+    out_of_memory = false;
+    json_t *root = json_loadb(text, len, flags, je);
+    *starved = out_of_memory;
+    if (!out_of_memory) return root;
+    json_decref(root); // NULL is fine
+    return NULL;
+}
+
 int jsonio_parse(json_t **root, const char *text, size_t len, int max_depth, size_t max_values, const char *what, struct err *e) {
     *root = NULL;
     int rc = guard(text, len, max_depth, max_values, what, e);
     if (rc != OK) return rc;
     json_error_t je;
-    *root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
+    bool starved;
+    *root = jsonio_load(text, len, JSON_REJECT_DUPLICATES, &je, &starved);
     if (*root) return OK;
-    if (json_error_code(&je) == json_error_out_of_memory) return err_set(e, E_NOMEM, "no memory to parse %s", what);
+    if (starved) return err_set(e, E_NOMEM, "no memory to parse %s", what);
     char why[JSON_ERROR_TEXT_LENGTH];
     jsonio_printable(why, sizeof why, je.text);
     return err_set(e, E_FORMAT, "%s is not valid JSON: %s (line %d, column %d)", what, why, je.line, je.column);

@@ -14,6 +14,8 @@
 
 // `what` names the document in messages ("header", "model.json"). *root is the caller's (json_decref). E_FORMAT, E_NOMEM.
 int jsonio_parse(json_t **root, const char *text, size_t len, int max_depth, size_t max_values, const char *what, struct err *);
+// json_loadb through the fault seam: NULL whenever memory ran out during the parse, and then *starved is true.
+json_t *jsonio_load(const char *text, size_t len, size_t flags, json_error_t *, bool *starved);
 // Copies at most size-1 bytes of text for a message: control characters become '?', so that a message stays one line.
 void jsonio_printable(char *dst, size_t size, const char *text);
 bool jsonio_plain(const char *text, size_t n); // valid UTF-8 without control characters
