@@ -29,7 +29,7 @@ struct engine_options {
     int max_rows, threads;      // rows of the largest batch (least 2); 0 threads: kern_threads_allowed()
     int nice;                   // of compute threads
     int max_jobs, max_images;   // queue bounds, per model
-    void (*event)(void *ctx, const struct engine_event *); // called on the worker or loader thread, without locks; must not block
+    void (*event)(void *ctx, const struct engine_event *); // called on the worker or loader thread, no lock held; must not block nor close
     void *ctx;
 };
 

@@ -30,6 +30,7 @@ static enum outcome one_life(int status, struct heard_job *done) {
     job.progress = true;
     uint64_t id = 0;
     if (model->status) {
+        if (model->status != status) test_fail(__FILE__, __LINE__, "%d (%d wanted) %s", model->status, status, model->text);
         CHECK(model->status == status && strstr(model->text, "'a'") && !engine_ready(g));
         outcome = MODEL_FAILED;
     } else if ((rc = engine_submit(g, &job, &id, NULL, &e))) {
