@@ -8,6 +8,7 @@ static const struct {
     const char *name, *what;
     int (*run)(int argc, char **argv);
 } commands[] = {
+    {"serve", "the daemon: sample over HTTP", cmd_serve},
     {"import", "make a model directory from a checkpoint", cmd_import},
     {"inspect", "what a checkpoint or model directory holds", cmd_inspect},
     {"replay", "re-run recorded cases and print the error", cmd_replay},
