@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+/* The files are pulled in by the assembler, from paths that begin at the repository's root, where gcc runs. */
 #include "server/assets.h"
 
 #include <stdio.h>
@@ -6,12 +7,22 @@
 
 #include "core/io/model_dir.h"
 
-static struct asset assets[1];
-#define N_ASSETS 0u
+#define EMBED(name, file) \
+    extern const unsigned char asset_##name[], asset_##name##_end[]; \
+    __asm__(".section .rodata\n.global asset_" #name "\n.global asset_" #name "_end\nasset_" #name ":\n.incbin \"" file "\"\nasset_" #name "_end:\n.byte 0\n.previous\n")
+
+EMBED(openapi, "proto/openapi.json");
+
+static struct asset assets[] = {
+    {.path = "/openapi.json", .type = "application/json", .bytes = asset_openapi},
+};
+static const unsigned char *const ends[] = {asset_openapi_end};
+#define N_ASSETS (sizeof assets / sizeof *assets)
 
 void assets_init(void) {
     for (size_t i = 0; i < N_ASSETS; i++) {
         char hex[DIGEST_HEX];
+        assets[i].size = (size_t)(ends[i] - assets[i].bytes);
         digest_hex(hex, assets[i].bytes, assets[i].size);
         snprintf(assets[i].etag, sizeof assets[i].etag, "\"%.16s\"", hex);
     }

@@ -90,7 +90,7 @@ const char *server_unready(struct server *s) {
     struct engine_stats st;
     if (s->stage != SERVING) return "draining";
     engine_stats(s->engine, &st);
-    if (!st.device_ok) return "device failure";
+    if (!st.device_ok) return "device_failed";
     return s->was_ready ? NULL : "loading";
 }
 
@@ -98,14 +98,11 @@ const char *server_unready(struct server *s) {
 static void on_model(struct server *s, const struct engine_event *ev) {
     s->metrics.loads[!ev->err.status]++;
     if (ev->err.status) {
-        log_error("model failed", log_str("model", ev->model), log_str("status", status_name(ev->err.status)), log_str("param", ev->err.param),
-                  log_str("error", ev->err.text));
-        if (s->was_ready) return;
+        if (s->was_ready) return; // the engine has logged why
         s->exit_code = status_exit_code(ev->err.status);
         set_stage(s, CUT);
         return;
     }
-    log_info("model loaded", log_str("model", ev->model));
     if (s->was_ready || !engine_ready(s->engine)) return;
     s->was_ready = true;
     log_info("ready", log_str("device", engine_device(s->engine)));

@@ -25,15 +25,17 @@ static void run_live(struct exchange *ex) {
 }
 
 static void answer_ready(struct exchange *ex, const char *unready) {
+    struct http_error err;
     struct emit e = {0};
+    if (unready) {
+        http_error_set(&err, 503, unready, NULL, "not ready: %s", unready);
+        http_answer_error(ex, &err, 1000);
+        return;
+    }
     emit_open(&e, NULL, '{');
-    emit_string(&e, "status", unready ? unready : "ready");
+    emit_string(&e, "status", "ready");
     emit_close(&e, '}');
-    char *text = emit_take(&e);
-    ex->bytes = text ? strlen(text) : 0;
-    struct MHD_Response *r = text ? http_response(text, ex->bytes, "application/json") : NULL;
-    if (r && unready) http_header(r, "Retry-After", "1");
-    http_answer(ex, unready ? 503 : 200, r);
+    answer_json_text(ex, 200, emit_take(&e));
 }
 
 static void run_ready(struct exchange *ex) { answer_ready(ex, server_unready(ex->server)); }

@@ -58,7 +58,7 @@ int64_t now_us(void);
 int server_run(struct server *, const struct config *, const struct listener *, struct err *);
 void server_kick(struct server *);     // lets MHD look at resumed connections; call after the last resume of a batch
 void server_watch(struct server *);    // makes sure that the tick runs
-// Why the daemon cannot take work now: NULL when ready, else "loading", "draining" or "device failure".
+// Why the daemon cannot take work now: NULL when ready, else "loading", "draining" or "device_failed".
 const char *server_unready(struct server *);
 
 #endif
