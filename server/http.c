@@ -139,6 +139,7 @@ static struct exchange *exchange_new(struct server *s, struct conn *conn, struct
     ex->deadline_ms = now_ms() + s->config->request_timeout;
     conn->ex = ex;
     conn->used = true;
+    conn->hung_up = false;
     s->n_exchanges++;
     return ex;
 }
@@ -362,18 +363,29 @@ static void client_left(struct exchange *ex) {
     MHD_resume_connection(ex->mhd); // the handler then refuses, which closes it
 }
 
+// MHD takes a short read for the end of what there is and so misses the end of a stream that came with it: a connection whose client has been
+// gone for a whole tick, with no request on it, is shut, which MHD does notice.
+static void close_hung_up(struct conn *c) {
+    if (c->hung_up && !c->aborted) {
+        c->aborted = 499;
+        shutdown(c->fd, SHUT_RDWR);
+    }
+    c->hung_up = true;
+}
+
+static bool watched(const struct conn *c) { return !c->ex || c->ex->state == EX_WAITING; }
+
 void http_tick(struct server *s, int64_t now) {
-    int waiting = 0;
+    int n = 0, i = 0, left = 0;
     for (struct conn *c = s->conns; c; c = c->next) {
         check_slow(s, c, now);
-        if (c->ex && c->ex->state == EX_WAITING && waiting < s->config->max_connections)
-            s->polls[waiting++] = (struct pollfd){.fd = c->fd, .events = POLLRDHUP};
+        if (watched(c) && n < s->config->max_connections) s->polls[n++] = (struct pollfd){.fd = c->fd, .events = POLLRDHUP};
     }
-    if (!waiting || poll(s->polls, (nfds_t)waiting, 0) <= 0) return;
-    int i = 0, left = 0;
-    for (struct conn *c = s->conns; c && i < waiting; c = c->next) { // the same walk: nothing changed the list
-        if (!c->ex || c->ex->state != EX_WAITING) continue;
-        if (s->polls[i++].revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) {
+    if (!n || poll(s->polls, (nfds_t)n, 0) <= 0) return;
+    for (struct conn *c = s->conns; c && i < n; c = c->next) { // the same walk: nothing changed the list
+        if (!watched(c) || !(s->polls[i++].revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL))) continue;
+        if (!c->ex) close_hung_up(c);
+        else {
             client_left(c->ex);
             left++;
         }

@@ -52,6 +52,7 @@ struct conn { // one accepted socket
     int64_t since_ms;        // accepted, or last request ended
     int64_t head_deadline_ms;
     bool used;               // it has carried a request
+    bool hung_up;            // the client's end was closed at the last tick, between requests
     struct exchange *ex;     // NULL between requests
 };
 
