@@ -48,15 +48,14 @@ struct offer accept_offer(const char *accept, const char *type) {
 
 enum answer_format accept_choose(const char *accept, int n) {
     static const char *const types[] = {[ANSWER_JSON] = "application/json", [ANSWER_PNG] = "image/png", [ANSWER_MULTIPART] = "multipart/mixed"};
-    static const enum answer_format order[] = {ANSWER_PNG, ANSWER_MULTIPART, ANSWER_JSON};
     enum answer_format best = ANSWER_NONE;
     struct offer most = {0, -1};
-    for (int i = 0; i < 3; i++) {
-        struct offer o = accept_offer(accept, types[order[i]]);
-        if (!o.quality || (order[i] == ANSWER_PNG && n != 1)) continue;
+    for (int i = ANSWER_JSON; i < ANSWER_NONE; i++) {
+        struct offer o = accept_offer(accept, types[i]);
+        if (!o.quality || (i == ANSWER_PNG && n != 1)) continue;
+        bool tie = o.quality == most.quality && o.specificity == most.specificity;
         bool more = o.quality > most.quality || (o.quality == most.quality && o.specificity > most.specificity);
-        bool tied_wildcards = o.quality == most.quality && !o.specificity && !most.specificity;
-        if (more || tied_wildcards) most = o, best = order[i]; // JSON is last in the order, so it wins among wildcards
+        if (more || (tie && o.specificity && best == ANSWER_JSON)) most = o, best = (enum answer_format)i;
     }
     return best;
 }

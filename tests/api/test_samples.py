@@ -68,7 +68,7 @@ def test_json(daemon):
 
 
 def test_png_carries_what_made_it(daemon):
-    r = daemon.sample({**SHORT, "classes": ["one"], "class": None} if False else {**SHORT, "class": "one"}, accept="image/png")
+    r = daemon.sample({**SHORT, "class": "one"}, accept="image/png")
     assert r.status == 200 and r.headers["Content-Type"] == "image/png"
     t = texts(r.body)
     request = json.loads(t["sitd-request"])
@@ -97,7 +97,7 @@ def test_multipart(daemon):
     ("image/png, application/json", 1, "image/png"), ("image/png, application/json", 2, "application/json"),
     ("image/png;q=0.5, application/json;q=0.9", 1, "application/json"), ("image/png, */*;q=0.1", 2, "application/json"),
     ("IMAGE/PNG", 1, "image/png"), ("text/html, multipart/mixed", 2, "multipart/mixed"), ("application/json;q=0, */*", 1, "image/png"),
-    ("image/png", 2, 406), ("image/*", 2, 406), ("text/html", 1, 406), ("application/json;q=0", 2, "multipart/mixed"), ("application/*", 1, "application/json")])
+    ("image/png", 2, 406), ("image/*", 2, 406), ("text/html", 1, 406), ("application/json;q=0", 2, 406), ("application/*", 1, "application/json")])
 def test_negotiation(daemon, accept, n, kind):
     r = daemon.sample({**SHORT, "n": n}, accept=accept)
     if kind == 406:
@@ -132,7 +132,7 @@ def test_content_encoding(daemon):
 
 
 @pytest.mark.parametrize("body,where", [
-    (b"{", "line 1"), (b"", "line 1"), (b'{"class":1,\n "seed":}', "line 2"), (b'{"class":1,"class":2}', "class"), (b'{"class":1}x', "column"),
+    (b"{", "line 1"), (b"", "empty"), (b'{"class":1,\n "seed":}', "line 2"), (b'{"class":1,"class":2}', "class"), (b'{"class":1}x', "column"),
     (b'{"class":1e999}', "line 1"), (b'{"seed":99999999999999999999}', "line 1"), (b"[" * 5000, "column"), (b'{"class":"\xff"}', "line 1"), (b"\0\0", "line 1")])
 def test_not_json(daemon, body, where):
     r = daemon.sample(body)
