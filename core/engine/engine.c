@@ -2,9 +2,9 @@
 /*
  * The door: what callers of any thread may do. Nothing here waits for the device.
  *
- * A job is checked completely before it is accepted, so that a refusal comes back as a status from engine_submit and never as an event. The
- * bounds are judged by the account that the worker publishes each turn plus what went into the inbox since; both are read and written
- * under the lock, so that two callers cannot both get the last place.
+ * A job is checked completely before it is accepted, so that a refusal comes back as a status from engine_submit and never as an
+ * event. The bounds are judged by the account that the worker publishes each turn plus what went into the inbox since; both are
+ * read and written under the lock, so that two callers cannot both get the last place.
  */
 #include "core/engine/engine.h"
 
@@ -52,7 +52,8 @@ static int open_device(struct engine *g, const struct engine_options *o, struct 
 static int check_options(const struct engine_options *o, struct err *e) {
     if (!o->models_dir) return err_param(e, E_RANGE, "models", "no models folder was given");
     if (!o->backend) return err_param(e, E_RANGE, "backend", "no back end was given");
-    if (o->max_rows < 2) return err_param(e, E_RANGE, "max_rows", "max_rows is %d: a guided image needs 2 rows at once", o->max_rows);
+    if (o->max_rows < 2)
+        return err_param(e, E_RANGE, "max_rows", "max_rows is %d: a guided image needs 2 rows at once", o->max_rows);
     if (o->max_jobs < 1) return err_param(e, E_RANGE, "max_jobs", "max_jobs is %d, at least 1", o->max_jobs);
     if (o->max_images < 1) return err_param(e, E_RANGE, "max_images", "max_images is %d, at least 1", o->max_images);
     if (o->threads < 0) return err_param(e, E_RANGE, "threads", "threads is %d", o->threads);
@@ -167,9 +168,11 @@ static int check_classes(const struct engine_job *job, const struct engine_model
     for (int i = 0; i < job->n; i++) {
         int32_t c = job->classes[i];
         if (c == -1 && !a->class_dropout)
-            return err_param(e, E_RANGE, "classes", "classes[%d]: model '%s' has no null class, so no unconditional image", i, m->name);
+            return err_param(e, E_RANGE, "classes", "classes[%d]: model '%s' has no null class, so no unconditional image", i,
+                             m->name);
         if (c < -1 || c >= a->num_classes)
-            return err_param(e, E_RANGE, "classes", "classes[%d] is %d; model '%s' has the classes 0 to %d", i, (int)c, m->name, a->num_classes - 1);
+            return err_param(e, E_RANGE, "classes", "classes[%d] is %d; model '%s' has the classes 0 to %d", i, (int)c, m->name,
+                             a->num_classes - 1);
     }
     return 0;
 }
@@ -182,8 +185,8 @@ static int check_job(const struct engine_job *job, const struct engine_model *m,
     if (spec->guidance != 1 && !m->desc.arch.class_dropout)
         return err_param(e, E_RANGE, "guidance.scale", "model '%s' has no null class, so guidance.scale must be 1", m->name);
     if (spec->guide_channels < 0 || spec->guide_channels > m->image_channels)
-        return err_param(e, E_RANGE, "guidance.channels", "guidance.channels is %d; model '%s' has %d", spec->guide_channels, m->name,
-                         m->image_channels);
+        return err_param(e, E_RANGE, "guidance.channels", "guidance.channels is %d; model '%s' has %d", spec->guide_channels,
+                         m->name, m->image_channels);
     if (job->timeout_ms < 0) return err_param(e, E_RANGE, "timeout_ms", "timeout_ms is negative");
     if ((uint64_t)job->seed_index + (uint64_t)job->n - 1 > UINT32_MAX)
         return err_param(e, E_RANGE, "seed_index", "seed_index + %d images passes 2^32 - 1", job->n);
@@ -205,8 +208,14 @@ static struct job *job_new(const struct engine_job *from, const struct engine_mo
         err_set(e, E_NOMEM, "no memory for a request");
         return NULL;
     }
-    *j = (struct job){.n = from->n, .priority = from->priority, .classes = classes, .seed = from->seed, .seed_index = from->seed_index,
-                      .spec = from->sampler, .progress = from->progress, .submit_us = engine_now_us()};
+    *j = (struct job){.n = from->n,
+                      .priority = from->priority,
+                      .classes = classes,
+                      .seed = from->seed,
+                      .seed_index = from->seed_index,
+                      .spec = from->sampler,
+                      .progress = from->progress,
+                      .submit_us = engine_now_us()};
     j->peak_rows = sampler_peak_rows(&from->sampler);
     j->evaluations_each = sampler_evaluations(&from->sampler, &m->sampler);
     j->deadline_ms = deadline(j->submit_us, from->timeout_ms);
@@ -229,8 +238,8 @@ static int check_room(struct engine *g, const struct job *j, int64_t *retry_ms, 
         return err_param(e, E_RANGE, "classes", "a request of %d images: 1 to %d are allowed", j->n, g->limits.max_images);
     if (a->jobs + b->jobs < g->limits.max_jobs && images <= g->limits.max_images - j->n) return 0;
     *retry_ms = work_ms(g);
-    return err_set(e, E_BUSY, "the queue of model '%s' is full: %d requests (limit %d), %d images waiting (limit %d)", j->on->facts->model.name,
-                   a->jobs + b->jobs, g->limits.max_jobs, images, g->limits.max_images);
+    return err_set(e, E_BUSY, "the queue of model '%s' is full: %d requests (limit %d), %d images waiting (limit %d)",
+                   j->on->facts->model.name, a->jobs + b->jobs, g->limits.max_jobs, images, g->limits.max_images);
 }
 
 static void enqueue(struct engine *g, struct job *j) { // lock held
@@ -247,7 +256,8 @@ static void enqueue(struct engine *g, struct job *j) { // lock held
     pthread_cond_signal(&g->bell);
 }
 
-static int admit(struct engine *g, struct job *j, const struct engine_model *checked, int64_t *retry_ms, struct err *e) { // lock held
+static int admit(struct engine *g, struct job *j, const struct engine_model *checked, int64_t *retry_ms,
+                 struct err *e) { // lock held
     struct entry *entry = find_entry(g, checked->name);
     if (g->stop != STOP_NOT) {
         *retry_ms = work_ms(g);
@@ -275,9 +285,11 @@ static int not_there(struct engine *g, const char *name, int64_t *retry_ms, stru
     return err_param(e, E_BUSY, "model", "model '%s' is still being loaded", name);
 }
 
-static int submit_to(struct engine *g, const struct engine_model *m, const struct engine_job *job, uint64_t *id, int64_t *retry_ms, struct err *e) {
+static int submit_to(struct engine *g, const struct engine_model *m, const struct engine_job *job, uint64_t *id,
+                     int64_t *retry_ms, struct err *e) {
     if (job->digest[0] && strcmp(job->digest, m->digest) != 0)
-        return err_param(e, E_CONFLICT, "digest", "model '%s' is now version %lld, digest %s", m->name, (long long)m->desc.step, m->digest);
+        return err_param(e, E_CONFLICT, "digest", "model '%s' is now version %lld, digest %s", m->name, (long long)m->desc.step,
+                         m->digest);
     int rc = check_job(job, m, e);
     if (rc) return rc;
     struct job *j = job_new(job, m, e);

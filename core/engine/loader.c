@@ -2,14 +2,15 @@
 /*
  * Finding and opening model directories.
  *
- * The folder is searched when the engine is opened, on the caller's thread, so that engine_open can say that there is nothing to serve and so
- * that the set of names is fixed from the start. Reading and hashing (seconds for a large model) happen on the loader's thread; then the
- * directory goes to the worker, which alone may build a network on its kern. One model is in hand at a time: the loader waits for the worker
- * before it opens the next, so no more than one checkpoint is in host memory.
+ * The folder is searched when the engine is opened, on the caller's thread, so that engine_open can say that there is nothing to
+ * serve and so that the set of names is fixed from the start. Reading and hashing (seconds for a large model) happen on the
+ * loader's thread; then the directory goes to the worker, which alone may build a network on its kern. One model is in hand at a
+ * time: the loader waits for the worker before it opens the next, so no more than one checkpoint is in host memory.
  *
- * The seam for hot reload: worker_install (worker.c) swaps entry->current whether or not there was a version before, jobs hold the version that
- * they started with, and a failed build leaves the old one. Only "which entry, again" is missing here. What must change then is where the
- * network is built: on the worker's thread a build stalls the models that run, which at start-up harms nobody.
+ * The seam for hot reload: worker_install (worker.c) swaps entry->current whether or not there was a version before, jobs hold
+ * the version that they started with, and a failed build leaves the old one. Only "which entry, again" is missing here. What must
+ * change then is where the network is built: on the worker's thread a build stalls the models that run, which at start-up harms
+ * nobody.
  */
 #include "core/engine/engine_int.h"
 
@@ -37,7 +38,8 @@ static int holds_model(const char *path) {
 
 static int add_entry(struct engine *g, const char *name, const char *dir, struct err *e) {
     struct entry entry = {.state = ENTRY_LOADING};
-    if (strlen(name) >= sizeof entry.name) return err_set(e, E_RANGE, "%s: a model's name has at most %zu bytes", dir, sizeof entry.name - 1);
+    if (strlen(name) >= sizeof entry.name)
+        return err_set(e, E_RANGE, "%s: a model's name has at most %zu bytes", dir, sizeof entry.name - 1);
     strcpy(entry.name, name);
     struct entry *grown = mem_resize(g->entries, (size_t)g->n_entries + 1, sizeof *grown);
     if (grown) g->entries = grown;
@@ -46,11 +48,18 @@ static int add_entry(struct engine *g, const char *name, const char *dir, struct
     return 0;
 }
 
-static int by_name(const void *a, const void *b) { return strcmp(((const struct entry *)a)->name, ((const struct entry *)b)->name); }
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const struct entry *)a)->name, ((const struct entry *)b)->name);
+}
 
 static int scan_folder(struct engine *g, const char *folder, struct err *e) {
     DIR *d = opendir(folder);
-    if (!d) return err_set(e, errno == ENOENT || errno == ENOTDIR ? E_NOTFOUND : errno == EACCES ? E_PERM : E_IO, "%s: %s", folder, strerror(errno));
+    if (!d)
+        return err_set(e,
+                       errno == ENOENT || errno == ENOTDIR ? E_NOTFOUND
+                       : errno == EACCES                   ? E_PERM
+                                                           : E_IO,
+                       "%s: %s", folder, strerror(errno));
     int rc = 0;
     for (struct dirent *entry; !rc && (errno = 0, entry = readdir(d));) {
         if (entry->d_name[0] == '.') continue;
@@ -89,7 +98,8 @@ void loader_report(struct engine *g, struct entry *entry, struct err *err) {
     err_prefix(err, "model '%s'", entry->name);
     struct engine_event ev = {.kind = EV_MODEL, .err = *err};
     snprintf(ev.model, sizeof ev.model, "%s", entry->name);
-    if (err->status) log_error("model not loaded", log_str("model", entry->name), log_str("error", err->text), log_str("param", err->param));
+    if (err->status)
+        log_error("model not loaded", log_str("model", entry->name), log_str("error", err->text), log_str("param", err->param));
     else log_info("model loaded", log_str("model", entry->name));
     engine_emit(g, &ev);
 }

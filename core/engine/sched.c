@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT
 /*
- * Two orders are kept. `alive` is every job, in no order, for searches. The waiting ring is the jobs that still have images to admit, by
- * priority and, within a priority, by turn: a job joins behind its equals, and after each image that it gets it goes behind them again.
+ * Two orders are kept. `alive` is every job, in no order, for searches. The waiting ring is the jobs that still have images to
+ * admit, by priority and, within a priority, by turn: a job joins behind its equals, and after each image that it gets it goes
+ * behind them again.
  *
- * Why admission stops at the first image that does not fit, although a smaller one behind it would: images run for hundreds of steps, so with
- * one free row and a guided image (two rows) at the head, letting unguided images pass would, under steady load, use up every row that comes
- * free, and the guided image would wait for ever. Stopping leaves at most peak - 1 = 1 row idle, and only until the next image ends. From this
- * follow the two promises the tests check: a waiting job's place in the ring never gets worse (among equal or higher priorities only newcomers of higher
- * priority pass it), and rows never exceed max_rows. Strict priority means that a stream of urgent work can hold back ordinary work for as
- * long as it lasts; a deadline bounds that wait.
+ * Why admission stops at the first image that does not fit, although a smaller one behind it would: images run for hundreds of
+ * steps, so with one free row and a guided image (two rows) at the head, letting unguided images pass would, under steady load,
+ * use up every row that comes free, and the guided image would wait for ever. Stopping leaves at most peak - 1 = 1 row idle, and
+ * only until the next image ends. From this follow the two promises the tests check: a waiting job's place in the ring never gets
+ * worse (among equal or higher priorities only newcomers of higher priority pass it), and rows never exceed max_rows. Strict
+ * priority means that a stream of urgent work can hold back ordinary work for as long as it lasts; a deadline bounds that wait.
  *
  * Slots: an image takes at least one row, so with max_rows slots a free row implies a free slot.
  */
@@ -18,9 +19,9 @@
 
 struct job {
     struct sched_job is;
-    int next_image, running;  // images admitted so far; of these, still running
-    int at;                   // place in alive
-    struct job *prev, *next;  // waiting ring; NULL when no image waits
+    int next_image, running; // images admitted so far; of these, still running
+    int at;                  // place in alive
+    struct job *prev, *next; // waiting ring; NULL when no image waits
 };
 
 struct place { // a slot's private half
@@ -30,12 +31,12 @@ struct place { // a slot's private half
 
 struct sched {
     struct sched_limits limits;
-    struct job *jobs;        // [max_jobs], the storage
-    struct job **alive;      // [max_jobs]: the first n_alive are in use, the rest are free
+    struct job *jobs;   // [max_jobs], the storage
+    struct job **alive; // [max_jobs]: the first n_alive are in use, the rest are free
     int n_alive;
-    struct job ring;         // head of the waiting ring
+    struct job ring;          // head of the waiting ring
     struct sched_slot *slots; // [max_rows]
-    struct place *places;    // [max_rows]
+    struct place *places;     // [max_rows]
     struct sched_stats now;
 };
 
@@ -49,7 +50,7 @@ int sched_new(struct sched **out, const struct sched_limits *limits, struct err 
     s->limits = *limits;
     s->ring.prev = s->ring.next = &s->ring;
     s->jobs = mem_array((size_t)limits->max_jobs, sizeof *s->jobs);
-    s->alive = mem_array((size_t)limits->max_jobs, sizeof *s->alive);
+    s->alive = mem_array((size_t)limits->max_jobs, sizeof(struct job *));
     s->slots = mem_array((size_t)limits->max_rows, sizeof *s->slots);
     s->places = mem_array((size_t)limits->max_rows, sizeof *s->places);
     if (!s->jobs || !s->alive || !s->slots || !s->places) {

@@ -2,9 +2,10 @@
 /*
  * One version of one model, from a model directory's bytes to slots on the device that are known to work.
  *
- * Everything a step needs is reserved here, so that no step can fail for want of memory. The canary is one guided evaluation of one image
- * (or an unguided one where there is no null class): weights that are finite one by one can still overflow together, and it is better to learn
- * that before the first client does. It also gives the first measurement of a row's time, without which Retry-After would start as a guess.
+ * Everything a step needs is reserved here, so that no step can fail for want of memory. The canary is one guided evaluation of
+ * one image (or an unguided one where there is no null class): weights that are finite one by one can still overflow together,
+ * and it is better to learn that before the first client does. It also gives the first measurement of a row's time, without which
+ * Retry-After would start as a guess.
  */
 #include "core/engine/engine_int.h"
 
@@ -27,9 +28,10 @@ int served_check(const struct model_desc *d, struct sampler_model *sampler, stru
     if (path < 0) return err_param(e, E_UNSUPPORTED, "path", "no path is called '%s'", d->path);
     if (prediction < 0) return err_param(e, E_UNSUPPORTED, "prediction", "no prediction is called '%s'", d->prediction);
     if (channels != 1 && channels != 3)
-        return err_param(e, E_UNSUPPORTED, "architecture.in_channels",
-                         "it makes latents of %d channels, which need a VAE to become pictures; this build serves models of 1 or 3 channels",
-                         channels);
+        return err_param(
+            e, E_UNSUPPORTED, "architecture.in_channels",
+            "it makes latents of %d channels, which need a VAE to become pictures; this build serves models of 1 or 3 channels",
+            channels);
     *sampler = (struct sampler_model){.path = (enum path_kind)path, .prediction = (enum prediction)prediction};
     return 0;
 }
@@ -55,11 +57,12 @@ static int make_facts(struct served *s, const char *name, struct model_dir *dir,
 static int make_slots(struct served *s, int slots, struct err *e) {
     size_t n = (size_t)slots;
     s->runs = mem_array(n, sizeof *s->runs);
-    s->batch = mem_array(n, sizeof *s->batch);
+    s->batch = mem_array(n, sizeof(struct runner_slot *));
     s->slots = mem_array(n, sizeof *s->slots);
     s->freed = mem_array(n, sizeof *s->freed);
     s->pixels = mem_array(runner_numel(s->runner), sizeof *s->pixels);
-    if (!s->runs || !s->batch || !s->slots || !s->freed || !s->pixels) return err_set(e, E_NOMEM, "no memory for %d slots", slots);
+    if (!s->runs || !s->batch || !s->slots || !s->freed || !s->pixels)
+        return err_set(e, E_NOMEM, "no memory for %d slots", slots);
     return 0;
 }
 
@@ -88,19 +91,21 @@ static int canary(struct served *s, double *row_ms, struct err *e) {
     spec.guidance = m->desc.arch.class_dropout ? 2 : 1;
     spec.guide_channels = m->guide_channels;
     int rc = runner_start(s->runner, one, &spec, &m->sampler, e);
-    if (!rc && slot.done) rc = err_set(e, slot.err.status ? slot.err.status : E_INTERNAL, "the trial evaluation was not made: %s", slot.err.text);
+    if (!rc && slot.done)
+        rc = err_set(e, slot.err.status ? slot.err.status : E_INTERNAL, "the trial evaluation was not made: %s", slot.err.text);
     int64_t start = engine_now_us();
     if (!rc) rc = runner_step(s->runner, &one, 1, &rows, e);
     *row_ms = (double)(engine_now_us() - start) / 1000 / rows;
     if (!rc) rc = runner_read(s->runner, 0, s->pixels, e);
     size_t numel = runner_numel(s->runner);
     for (size_t i = 0; !rc && i < numel; i++)
-        if (!isfinite(s->pixels[i])) rc = err_set(e, E_NONFINITE, "a trial evaluation of its network gave numbers that are not finite");
+        if (!isfinite(s->pixels[i]))
+            rc = err_set(e, E_NONFINITE, "a trial evaluation of its network gave numbers that are not finite");
     return rc;
 }
 
-int served_new(struct served **out, struct kern *k, const struct sched_limits *limits, const char *name, struct model_dir *dir, double *row_ms,
-               struct err *e) {
+int served_new(struct served **out, struct kern *k, const struct sched_limits *limits, const char *name, struct model_dir *dir,
+               double *row_ms, struct err *e) {
     *out = NULL;
     struct served *s = mem_alloc(sizeof *s);
     if (!s) return err_set(e, E_NOMEM, "no memory for a model");

@@ -2,20 +2,23 @@
 /*
  * The thread that owns the device: kern, networks, schedulers, the images in the making.
  *
- * One turn is one batch of one model: take what came in, drop what was cancelled or is too late, admit, evaluate, plan, hand out finished
- * images. Models with work take turns, a batch each. Between turns anything may change (rows join and leave between evaluations), inside a turn
- * nothing does; so a cancel takes effect within one evaluation, and no lock is held while the device works.
+ * One turn is one batch of one model: take what came in, drop what was cancelled or is too late, admit, evaluate, plan, hand out
+ * finished images. Models with work take turns, a batch each. Between turns anything may change (rows join and leave between
+ * evaluations), inside a turn nothing does; so a cancel takes effect within one evaluation, and no lock is held while the device
+ * works.
  *
- * Every accepted job ends in job_end and nowhere else, which takes it out of the scheduler, out of the list of alive jobs, counts it, sends its one
- * last event and frees it. What can go wrong goes wrong for somebody in particular:
+ * Every accepted job ends in job_end and nowhere else, which takes it out of the scheduler, out of the list of alive jobs, counts
+ * it, sends its one last event and frees it. What can go wrong goes wrong for somebody in particular:
  *   - one image (dopri5 gave up, the sample is not finite, no memory for its pixels): its job fails, batch mates go on;
  *   - the step as a whole, but not the device: the jobs in that batch fail;
- *   - the device (E_DEVICE): it is not trusted again. All jobs fail, later ones are refused, stats and engine_ready say so. A sticky
- *     failure of a GPU cannot be cured from inside; the process manager restarts us.
- * The account (published, pending) is brought up to date before each last event, so that who answers it with a new request finds the room.
+ *   - the device (E_DEVICE): it is not trusted again. All jobs fail, later ones are refused, stats and engine_ready say so. A
+ *     sticky failure of a GPU cannot be cured from inside; the process manager restarts us.
  *
- * Idle, the worker sleeps on the bell. It needs no timer: while jobs exist there is something to evaluate, since an empty device always
- * admits the first image in line; deadlines are looked at every turn.
+ * The account (published, pending) is brought up to date before each last event, so that who answers it with a new request finds
+ * the room.
+ *
+ * Idle, the worker sleeps on the bell. It needs no timer: while jobs exist there is something to evaluate, since an empty device
+ * always admits the first image in line; deadlines are looked at every turn.
  */
 #include "core/engine/engine_int.h"
 
@@ -122,8 +125,11 @@ static int start_image(struct engine *g, struct served *s, int slot, struct err 
     struct job *j = job_find(s, at->job);
     int32_t label = j->classes[at->image];
     run->job = j;
-    run->slot = (struct runner_slot){.slot = slot, .label = label < 0 ? m->desc.arch.num_classes : label, .seed = j->seed,
-                                     .image = j->seed_index + (uint32_t)at->image, .null_of = -1};
+    run->slot = (struct runner_slot){.slot = slot,
+                                     .label = label < 0 ? m->desc.arch.num_classes : label,
+                                     .seed = j->seed,
+                                     .image = j->seed_index + (uint32_t)at->image,
+                                     .null_of = -1};
     if (!j->first_us) {
         j->first_us = engine_now_us();
         engine_emit(g, &(struct engine_event){.kind = EV_STARTED, .job = j->id});
@@ -276,8 +282,12 @@ static void accept_job(struct engine *g, struct job *j) {
     if (s->jobs) s->jobs->prev = j;
     s->jobs = j;
     g->jobs++;
-    struct sched_job job = {.id = j->id, .images = j->n, .peak_rows = j->peak_rows, .evaluations = j->evaluations_each,
-                            .priority = j->priority, .deadline_ms = j->deadline_ms};
+    struct sched_job job = {.id = j->id,
+                            .images = j->n,
+                            .peak_rows = j->peak_rows,
+                            .evaluations = j->evaluations_each,
+                            .priority = j->priority,
+                            .deadline_ms = j->deadline_ms};
     if (g->dead) err_set(&err, E_DEVICE, "the device has failed");
     else if (sched_submit(s->sched, &job, &err)) err_set(&err, E_INTERNAL, "the scheduler refused an accepted job");
     if (err.status) job_end(g, j, EV_FAILED, &err);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * Fail everything once: the whole life of an engine, from opening to the last image, is run again and again with the n-th allocation (read,
- * step on the device, thread) failing, until a run passes untouched. Each time there must be a clear status in the right place, exactly one last event
- * for what was accepted, no leak and no crash (the sanitizers look on).
+ * Fail everything once: the whole life of an engine, from opening to the last image, is run again and again with the n-th
+ * allocation (read, step on the device, thread) failing, until a run passes untouched. Each time there must be a clear status in
+ * the right place, exactly one last event for what was accepted, no leak and no crash (the sanitizers look on).
  */
 #include "core/base/fault.h"
 #include "tests/test.h"
@@ -122,4 +122,44 @@ TEST(engine_device_failure_ends_every_job_and_readiness) {
         engine_close(g);
         hear_stop(&h);
     }
+}
+
+struct gate { struct heard *h; pthread_mutex_t lock; pthread_cond_t moved; bool waiting, open; };
+
+static void hear_behind_gate(void *ctx, const struct engine_event *ev) { // keeps the worker inside its turn
+    struct gate *gate = ctx;
+    pthread_mutex_lock(&gate->lock);
+    gate->waiting = ev->kind == EV_STARTED;
+    pthread_cond_broadcast(&gate->moved);
+    while (gate->waiting && !gate->open) pthread_cond_wait(&gate->moved, &gate->lock);
+    pthread_mutex_unlock(&gate->lock);
+    hear(gate->h, ev);
+}
+
+// What lies in the inbox when the device fails ends too, and is not tried on it.
+TEST(engine_device_failure_ends_what_is_in_the_inbox) {
+    struct heard h;
+    struct gate gate = {.h = &h, .lock = PTHREAD_MUTEX_INITIALIZER, .moved = PTHREAD_COND_INITIALIZER};
+    fixture_model(&(struct tiny){.name = "a"});
+    hear_start(&h);
+    struct engine_options o = fixture_options(&h);
+    o.event = hear_behind_gate;
+    o.ctx = &gate;
+    struct engine *g = fixture_open(&h, &o);
+    struct engine_job job = fixture_job("a", 2, classes, SAMPLER_ODE, METHOD_EULER, 5);
+    uint64_t first = fixture_submit(g, &job);
+    pthread_mutex_lock(&gate.lock);
+    while (!gate.waiting) pthread_cond_wait(&gate.moved, &gate.lock);
+    pthread_mutex_unlock(&gate.lock);
+    uint64_t late = fixture_submit(g, &job);
+    fault_arm(FAULT_KERNEL, 1, false);
+    pthread_mutex_lock(&gate.lock);
+    gate.open = true;
+    pthread_cond_broadcast(&gate.moved);
+    pthread_mutex_unlock(&gate.lock);
+    CHECK(hear_end(&h, first)->end.err.status == E_DEVICE);
+    CHECK(hear_end(&h, late)->end.err.status == E_DEVICE && !h.jobs[late].started);
+    fault_disarm();
+    engine_close(g);
+    hear_stop(&h);
 }

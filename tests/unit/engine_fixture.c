@@ -58,8 +58,10 @@ static void add_linear(struct weights *w, const char *name, int out, int in) {
 }
 
 static void add_blocks(struct weights *w, const struct arch *a) {
-    static const struct { const char *name; int out, in; } layers[] = {
-        {"attn.qkv", 3, 1}, {"attn.proj", 1, 1}, {"mlp.fc1", 4, 1}, {"mlp.fc2", 1, 4}, {"adaLN_modulation.1", 6, 1}};
+    static const struct {
+        const char *name;
+        int out, in;
+    } layers[] = {{"attn.qkv", 3, 1}, {"attn.proj", 1, 1}, {"mlp.fc1", 4, 1}, {"mlp.fc2", 1, 4}, {"adaLN_modulation.1", 6, 1}};
     for (int i = 0; i < a->depth; i++)
         for (size_t k = 0; k < sizeof layers / sizeof *layers; k++) {
             char name[64];
@@ -87,9 +89,22 @@ static void make_weights(struct weights *w, const struct arch *a, const struct t
 
 void fixture_model(const struct tiny *tiny) {
     static struct weights w;
-    struct model_desc d = {.family = "sit", .path = "linear", .prediction = "velocity", .guide_channels = -1, .is_default = tiny->is_default, .step = 7};
-    d.arch = (struct arch){.input_size = 8, .patch_size = 2, .in_channels = tiny->channels ? tiny->channels : 1, .hidden_size = 32, .depth = 2,
-                           .num_heads = 4, .num_classes = 10, .mlp_ratio = 4, .class_dropout = !tiny->no_null_class, .learn_sigma = true};
+    struct model_desc d = {.family = "sit",
+                           .path = "linear",
+                           .prediction = "velocity",
+                           .guide_channels = -1,
+                           .is_default = tiny->is_default,
+                           .step = 7};
+    d.arch = (struct arch){.input_size = 8,
+                           .patch_size = 2,
+                           .in_channels = tiny->channels ? tiny->channels : 1,
+                           .hidden_size = 32,
+                           .depth = 2,
+                           .num_heads = 4,
+                           .num_classes = 10,
+                           .mlp_ratio = 4,
+                           .class_dropout = !tiny->no_null_class,
+                           .learn_sigma = true};
     struct err e = {0};
     char path[512];
     make_weights(&w, &d.arch, tiny);
@@ -187,8 +202,15 @@ const struct err *hear_model(struct heard *h, const char *name) {
 /* ---- engines and jobs ---- */
 
 struct engine_options fixture_options(struct heard *h) {
-    return (struct engine_options){.models_dir = fixture_dir(), .backend = "ref", .precision = "f32", .max_rows = 8, .threads = 1,
-                                   .max_jobs = 4096, .max_images = 8192, .event = hear, .ctx = h};
+    return (struct engine_options){.models_dir = fixture_dir(),
+                                   .backend = "ref",
+                                   .precision = "f32",
+                                   .max_rows = 8,
+                                   .threads = 1,
+                                   .max_jobs = 4096,
+                                   .max_images = 8192,
+                                   .event = hear,
+                                   .ctx = h};
 }
 
 struct engine *fixture_open(struct heard *h, const struct engine_options *o) {
@@ -204,7 +226,8 @@ struct engine *fixture_open(struct heard *h, const struct engine_options *o) {
     return g;
 }
 
-struct engine_job fixture_job(const char *model, int n, const int32_t *classes, enum sampler_type type, enum sampler_method method, int steps) {
+struct engine_job fixture_job(const char *model, int n, const int32_t *classes, enum sampler_type type,
+                              enum sampler_method method, int steps) {
     struct engine_job job = {.n = n, .classes = classes, .seed = 42};
     struct sampler_model linear = {PATH_LINEAR, PRED_VELOCITY};
     snprintf(job.model, sizeof job.model, "%s", model);
@@ -225,5 +248,6 @@ uint64_t fixture_submit(struct engine *g, const struct engine_job *job) {
 
 void fixture_same(const struct heard_job *a, const struct heard_job *b, int images) {
     CHECK(a->end.kind == EV_DONE && b->end.kind == EV_DONE && a->images == images && b->images == images);
-    for (int i = 0; i < images; i++) CHECK(a->seen[i] && b->seen[i] && memcmp(a->pixels[i], b->pixels[i], sizeof a->pixels[i]) == 0);
+    for (int i = 0; i < images; i++)
+        CHECK(a->seen[i] && b->seen[i] && memcmp(a->pixels[i], b->pixels[i], sizeof a->pixels[i]) == 0);
 }

@@ -217,6 +217,25 @@ TEST(engine_full_queue_says_how_long) {
     hear_stop(&h);
 }
 
+// The estimate is of what is left, not of what was asked for: it must follow the running image, neither stay nor vanish.
+TEST(engine_wait_counts_what_is_left_of_running_images) {
+    fixture_model(&(struct tiny){.name = "a"});
+    struct heard h;
+    hear_start(&h);
+    struct engine_options o = fixture_options(&h);
+    o.max_jobs = 1;
+    struct engine *g = fixture_open(&h, &o);
+    struct engine_job job = endless("a");
+    uint64_t id;
+    int64_t retry = 0;
+    fixture_submit(g, &job);
+    while (stats(g).batches < 5) sleep_ms(1);
+    CHECK(engine_submit(g, &job, &id, &retry, NULL) == E_BUSY);
+    CHECK(retry > 100); // nearly 40,000 rows, each of 10 us at the very least
+    engine_close(g);
+    hear_stop(&h);
+}
+
 /* ---- refusals ---- */
 
 static void refused(struct engine *g, const struct engine_job *job, int status, const char *param) {
@@ -224,7 +243,8 @@ static void refused(struct engine *g, const struct engine_job *job, int status, 
     uint64_t id = 99;
     int64_t retry = 99;
     int rc = engine_submit(g, job, &id, &retry, &e);
-    if (rc != status || strcmp(e.param, param) != 0 || !e.text[0]) test_fail(__FILE__, __LINE__, "%d %s: %s", rc, e.param, e.text);
+    if (rc != status || strcmp(e.param, param) != 0 || !e.text[0])
+        test_fail(__FILE__, __LINE__, "%d %s: %s", rc, e.param, e.text);
     CHECK(id == 0);
 }
 
@@ -278,8 +298,11 @@ TEST(engine_open_refuses_bad_options) {
     struct err e = {0};
     CHECK(engine_open(&g, &o, &e) == E_NOTFOUND && !g && strstr(e.text, "model.json")); // an empty folder
     fixture_model(&(struct tiny){.name = "a"});
-    static const struct { const char *param; int status; } want[] = {{"backend", E_UNSUPPORTED}, {"precision", E_RANGE}, {"max_rows", E_RANGE},
-                                                                     {"max_jobs", E_RANGE}, {"max_images", E_RANGE}, {"threads", E_RANGE}};
+    static const struct {
+        const char *param;
+        int status;
+    } want[] = {{"backend", E_UNSUPPORTED}, {"precision", E_RANGE},  {"max_rows", E_RANGE},
+                {"max_jobs", E_RANGE},      {"max_images", E_RANGE}, {"threads", E_RANGE}};
     for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
         o = fixture_options(&h);
         if (i == 0) o.backend = "abacus";
@@ -399,7 +422,8 @@ TEST(engine_one_bad_image_fails_its_job_only) {
     struct engine_options o = fixture_options(&h);
     struct engine *g = fixture_open(&h, &o);
     CHECK(hear_model(&h, "a")->status == 0);
-    struct engine_job job = fixture_job("a", 2, two, SAMPLER_SDE, METHOD_EULER, 8), bad = fixture_job("a", 1, nine, SAMPLER_ODE, METHOD_EULER, 5),
+    struct engine_job job = fixture_job("a", 2, two, SAMPLER_SDE, METHOD_EULER, 8),
+                      bad = fixture_job("a", 1, nine, SAMPLER_ODE, METHOD_EULER, 5),
                       tired = fixture_job("a", 2, two, SAMPLER_ODE, METHOD_DOPRI5, 0);
     bad.n = 3;
     bad.classes = (const int32_t[]){2, 9, 2};
@@ -448,7 +472,8 @@ TEST(engine_progress_timings_and_counts) {
     CHECK(j->tellings >= 10 && j->tellings <= 20 && j->progress > 0.8);
     CHECK(j->end.queue_ms >= 0 && j->end.denoise_ms > 0 && j->end.decode_ms >= 0);
     struct engine_stats s = stats(g);
-    CHECK(s.batches == 20 && s.evaluations == 80 && s.batch_rows[4] == 20 && s.steps[SAMPLER_SDE] == 40 && s.steps[SAMPLER_ODE] == 0);
+    CHECK(s.batches == 20 && s.evaluations == 80 && s.batch_rows[4] == 20 && s.steps[SAMPLER_SDE] == 40 &&
+          s.steps[SAMPLER_ODE] == 0);
     CHECK(s.images_done == 2 && s.busy_seconds > 0 && s.row_ms > 0 && s.row_ms < 1000);
     double busy = s.busy_seconds;
     struct timespec cpu0, cpu1;
@@ -463,14 +488,19 @@ TEST(engine_progress_timings_and_counts) {
 
 /* ---- crowds and endings ---- */
 
-struct crowd { struct engine *g; struct heard *h; int seed, accepted; uint64_t images; };
+struct crowd {
+    struct engine *g;
+    struct heard *h;
+    int seed, accepted;
+    uint64_t images;
+};
 
 static void *crowd_main(void *arg) {
     struct crowd *c = arg;
     unsigned r = (unsigned)c->seed;
     for (int i = 0; i < 250; i++) {
-        struct engine_job job = fixture_job(rand_r(&r) % 3 ? "a" : "b", 1 + rand_r(&r) % 2, two, rand_r(&r) % 2 ? SAMPLER_ODE : SAMPLER_SDE,
-                                            METHOD_EULER, 2 + rand_r(&r) % 3);
+        struct engine_job job = fixture_job(rand_r(&r) % 3 ? "a" : "b", 1 + rand_r(&r) % 2, two,
+                                            rand_r(&r) % 2 ? SAMPLER_ODE : SAMPLER_SDE, METHOD_EULER, 2 + rand_r(&r) % 3);
         uint64_t id;
         job.seed = (uint64_t)i;
         job.sampler.guidance = rand_r(&r) % 3 ? 1 : 2;

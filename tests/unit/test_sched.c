@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 /*
- * The scheduler against an oracle: random sequences of every operation are given to sched.c and to the naive model below, which keeps
- * a plain list of jobs in turn order and recounts everything from scratch. Every answer must be the same, and the invariants that the engine
- * lives on are checked after each operation. Policy (fairness, priorities, the head that waits) has tests of its own.
+ * The scheduler against an oracle: random sequences of every operation are given to sched.c and to the naive model below, which
+ * keeps a plain list of jobs in turn order and recounts everything from scratch. Every answer must be the same, and the
+ * invariants that the engine lives on are checked after each operation. Policy (fairness, priorities, the head that waits) has
+ * tests of its own.
  */
 #include "core/base/fault.h"
 #include "core/engine/sched.h"
@@ -20,7 +21,8 @@ static struct sched *new_sched(int rows, int jobs, int images) {
 }
 
 static int submit(struct sched *s, uint64_t id, int images, int peak, int priority) {
-    return sched_submit(s, &(struct sched_job){.id = id, .images = images, .peak_rows = peak, .evaluations = 10, .priority = priority}, NULL);
+    return sched_submit(
+        s, &(struct sched_job){.id = id, .images = images, .peak_rows = peak, .evaluations = 10, .priority = priority}, NULL);
 }
 
 static struct sched_stats stats(const struct sched *s) {
@@ -31,8 +33,15 @@ static struct sched_stats stats(const struct sched *s) {
 
 /* ---- the oracle: jobs in turn order, no clever state ---- */
 
-struct model_job { struct sched_job is; int next, running; };
-struct model_run { bool busy; uint64_t job; int image, left; };
+struct model_job {
+    struct sched_job is;
+    int next, running;
+};
+struct model_run {
+    bool busy;
+    uint64_t job;
+    int image, left;
+};
 struct model {
     struct model_job jobs[JOBS]; // in order of turn, those without waiting images included
     int n;
@@ -170,9 +179,12 @@ static void check_expired(const struct sched *s, struct model *m, int64_t now) {
 static void random_op(struct sched *s, struct model *m, uint64_t *id, int64_t now) {
     int a[ROWS], b[ROWS], op = any(100), slot = any(ROWS);
     if (op < 25) {
-        struct sched_job job = {.id = any(10) ? ++*id : 1 + (uint64_t)any((int)*id + 1), .images = any(20) ? 1 + any(8) : any(70),
-                                .peak_rows = any(30) ? 1 + any(2) : any(ROWS + 3), .evaluations = 1 + any(50),
-                                .priority = any(4) ? 0 : any(5) - 2, .deadline_ms = any(3) ? 0 : now + any(40)};
+        struct sched_job job = {.id = any(10) ? ++*id : 1 + (uint64_t)any((int)*id + 1),
+                                .images = any(20) ? 1 + any(8) : any(70),
+                                .peak_rows = any(30) ? 1 + any(2) : any(ROWS + 3),
+                                .evaluations = 1 + any(50),
+                                .priority = any(4) ? 0 : any(5) - 2,
+                                .deadline_ms = any(3) ? 0 : now + any(40)};
         CHECK(sched_submit(s, &job, NULL) == model_submit(m, &job));
     } else if (op < 50) {
         int n = sched_admit(s, a);
