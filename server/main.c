@@ -11,6 +11,7 @@ static const struct {
     {"serve", "the daemon: sample over HTTP", cmd_serve},
     {"import", "make a model directory from a checkpoint", cmd_import},
     {"inspect", "what a checkpoint or model directory holds", cmd_inspect},
+    {"sample", "sample images without a server", cmd_sample},
     {"replay", "re-run recorded cases and print the error", cmd_replay},
     {"bench", "speed of this machine", cmd_bench},
 };
