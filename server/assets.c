@@ -12,11 +12,19 @@
     __asm__(".section .rodata\n.global asset_" #name "\n.global asset_" #name "_end\nasset_" #name ":\n.incbin \"" file "\"\nasset_" #name "_end:\n.byte 0\n.previous\n")
 
 EMBED(openapi, "proto/openapi.json");
+EMBED(page, "clients/web/index.html");
+EMBED(script, "clients/web/app.js");
+EMBED(style, "clients/web/style.css");
+EMBED(icon, "clients/web/icon.svg");
 
 static struct asset assets[] = {
     {.path = "/openapi.json", .type = "application/json", .bytes = asset_openapi},
+    {.path = "/", .type = "text/html; charset=utf-8", .bytes = asset_page},
+    {.path = "/app.js", .type = "text/javascript; charset=utf-8", .bytes = asset_script},
+    {.path = "/style.css", .type = "text/css; charset=utf-8", .bytes = asset_style},
+    {.path = "/icon.svg", .type = "image/svg+xml", .bytes = asset_icon},
 };
-static const unsigned char *const ends[] = {asset_openapi_end};
+static const unsigned char *const ends[] = {asset_openapi_end, asset_page_end, asset_script_end, asset_style_end, asset_icon_end};
 #define N_ASSETS (sizeof assets / sizeof *assets)
 
 void assets_init(void) {
