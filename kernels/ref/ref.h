@@ -4,6 +4,7 @@
 #define KERN_REF_H
 #include "kernels/kern.h"
 
+double ref_activation(enum kern_act, double);
 int ref_linear_new(struct kern *, const struct kern_linear_spec *, const void *w, const float *b, struct kern_linear **);
 void ref_linear_free(struct kern *, struct kern_linear *);
 int ref_linear(struct kern *, const struct kern_linear *, void *y, const void *x, int units, void *save_pre);

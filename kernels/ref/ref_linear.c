@@ -46,7 +46,7 @@ int ref_linear_new(struct kern *k, const struct kern_linear_spec *s, const void 
     return KERN_OK;
 }
 
-static double activate(enum kern_act act, double u) {
+double ref_activation(enum kern_act act, double u) {
     if (act == KERN_GELU_TANH) return 0.5 * u * (1 + tanh(0.79788456080286536 * (u + 0.044715 * u * u * u)));
     if (act == KERN_SILU) return u / (1 + exp(-u));
     return u;
@@ -69,7 +69,7 @@ int ref_linear(struct kern *k, const struct kern_linear *opaque, void *y, const 
             for (size_t j = 0; j < nb; j++) {
                 double u = acc[j] + (double)l->b[n0 + j];
                 if (save_pre) kern_store(yt, save_pre, m * N + n0 + j, (float)u);
-                kern_store(yt, y, m * N + n0 + j, (float)activate(l->spec.act, u));
+                kern_store(yt, y, m * N + n0 + j, (float)ref_activation(l->spec.act, u));
             }
         }
     return KERN_OK;
