@@ -65,6 +65,8 @@ $(OUT)/sitd: $(OUT)/server/main.o $(SERVER_OBJ) $(OUT)/libsitd.a
 $(OUT)/tests/run: $(TEST_OBJ) $(SERVER_OBJ) $(OUT)/libsitd.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 tests: $(OUT)/tests/run
+$(OUT)/bench-ops: $(OUT)/tests/bench/bench_ops.o $(OUT)/tests/ops/cases.o $(OUT)/libsitd.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 -include $(LIB_OBJ:.o=.d) $(SERVER_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(OUT)/server/main.d
 

@@ -53,7 +53,15 @@ int cpu_run(struct kern *k, int n, double work, cpu_task_fn *, void *ctx);
 // Makes every lane's scratch at least this large. 0 or KERN_ENOMEM. Only while no op runs.
 int cpu_reserve(struct kern *k, size_t bytes);
 
-/* linear.c */
+/* linear.c; vectors.c does the layers that cpu_vectors_suit */
+struct cpu_layer { // every layer begins so
+    struct kern_linear_spec spec;
+    bool own;      // of vectors.c
+};
+bool cpu_vectors_suit(struct kern *, const struct kern_linear_spec *);
+int cpu_vectors_new(struct kern *, const struct kern_linear_spec *, const void *w, const float *b, struct kern_linear **);
+void cpu_vectors_free(struct cpu_layer *);
+int cpu_vectors(struct kern *, const struct cpu_layer *, void *y, const void *x, int units, void *save_pre);
 int cpu_linear_new(struct kern *, const struct kern_linear_spec *, const void *w, const float *b, struct kern_linear **);
 void cpu_linear_free(struct kern *, struct kern_linear *);
 int cpu_linear(struct kern *, const struct kern_linear *, void *y, const void *x, int units, void *save_pre);

@@ -42,7 +42,7 @@ struct shape {
 };
 
 struct cpu_linear {
-    struct kern_linear_spec spec;
+    struct cpu_layer layer;
     struct shape *shape;
     dnnl_memory_t *weights; // [panels]
     void **blobs;           // [panels] their bytes
@@ -53,8 +53,9 @@ struct cpu_linear {
 
 /* ---- how a layer is cut: by its sizes only ---- */
 
-static int chunk_lines(int unit) {
+static int chunk_lines(int unit, bool bf16) {
     enum { MOST = 256, LEAST = 32 };
+    if (unit == KERN_VEC && !bf16) return 1; // lines of different rows: see vectors.c, which does not run on this processor
     if (unit <= MOST) return unit;
     for (int c = MOST; c >= LEAST; c--)
         if (unit % c == 0) return c;
@@ -137,12 +138,13 @@ static dnnl_data_type_t data_type(enum kern_dtype t) { return t == KERN_F32 ? dn
 static size_t type_size(dnnl_data_type_t t) { return t == dnnl_f32 ? 4 : 2; }
 
 static struct shape shape_of(enum kern_dtype act, const struct kern_linear_spec *spec) {
-    struct shape s = {.refs = 1, .out = spec->out, .in = spec->in, .chunk = chunk_lines(spec->unit)};
+    struct shape s = {.refs = 1, .out = spec->out, .in = spec->in};
     enum kern_dtype mul = spec->x_f32 && spec->y_f32 ? KERN_F32 : act, y = spec->y_f32 ? KERN_F32 : act;
     bool through_scratch = spec->act != KERN_NONE && y != KERN_F32; // the activation wants float32
     s.x = data_type(spec->x_f32 ? KERN_F32 : act);
     s.mul = data_type(mul);
     s.dst = through_scratch ? dnnl_f32 : data_type(y);
+    s.chunk = chunk_lines(spec->unit, mul == KERN_BF16);
     s.width = panel_width(spec->out, s.chunk);
     s.panels = (s.out + s.width - 1) / s.width;
     s.dst_ld = (size_t)(through_scratch ? s.width : s.out);
@@ -191,9 +193,9 @@ static int load_panel(struct lane *lane, int panel, void *arg) {
     struct cpu_linear *l = job->l;
     const struct part *p = panel_part(l->shape, panel);
     dnnl_engine_t engine = lane->cpu->engine;
-    size_t in = (size_t)l->spec.in, first = (size_t)panel * (size_t)l->shape->width * in, count = (size_t)p->width * in;
+    size_t in = (size_t)l->layer.spec.in, first = (size_t)panel * (size_t)l->shape->width * in, count = (size_t)p->width * in;
     size_t size = kern_alloc_size(dnnl_memory_desc_get_size(&p->weights));
-    dnnl_dims_t dims = {l->spec.in, p->width}, strides = {1, l->spec.in};
+    dnnl_dims_t dims = {l->layer.spec.in, p->width}, strides = {1, l->layer.spec.in};
     dnnl_memory_desc_t plain;
     dnnl_memory_t from = NULL;
     dnnl_primitive_desc_t pd = NULL;
@@ -203,7 +205,7 @@ static int load_panel(struct lane *lane, int panel, void *arg) {
     dnnl_status_t st = w && l->blobs[panel] ? dnnl_success : dnnl_out_of_memory;
     if (st == dnnl_success) {
         memset(l->blobs[panel], 0, size);
-        for (size_t i = 0; i < count; i++) w[i] = kern_load(l->spec.w_store, job->w, first + i);
+        for (size_t i = 0; i < count; i++) w[i] = kern_load(l->layer.spec.w_store, job->w, first + i);
         st = dnnl_memory_create(&l->weights[panel], &p->weights, engine, l->blobs[panel]);
     }
     if (st == dnnl_success) st = dnnl_memory_desc_init_by_strides(&plain, 2, dims, dnnl_f32, strides);
@@ -221,7 +223,7 @@ static int load_panel(struct lane *lane, int panel, void *arg) {
 }
 
 static int load(struct kern *k, struct cpu_linear *l, const void *w, const float *b) {
-    size_t panels = (size_t)l->shape->panels, out = (size_t)l->spec.out;
+    size_t panels = (size_t)l->shape->panels, out = (size_t)l->layer.spec.out;
     l->weights = calloc(panels, sizeof(dnnl_memory_t));
     l->blobs = calloc(panels, sizeof(void *));
     l->bias = calloc(out, sizeof(float));
@@ -233,6 +235,7 @@ static int load(struct kern *k, struct cpu_linear *l, const void *w, const float
 void cpu_linear_free(struct kern *k, struct kern_linear *opaque) {
     struct cpu_linear *l = (struct cpu_linear *)opaque;
     if (!l) return;
+    if (l->layer.own) return cpu_vectors_free(&l->layer);
     for (int i = 0; l->shape && i < l->shape->panels; i++) {
         if (l->weights && l->weights[i]) dnnl_memory_destroy(l->weights[i]);
         if (l->blobs) free(l->blobs[i]);
@@ -248,9 +251,10 @@ int cpu_linear_new(struct kern *k, const struct kern_linear_spec *spec, const vo
     *out = NULL;
     int rc = kern_check_linear(k, spec);
     if (rc < 0) return rc;
+    if (cpu_vectors_suit(k, spec)) return cpu_vectors_new(k, spec, w, b, out);
     struct cpu_linear *l = calloc(1, sizeof *l);
     if (!l) return kern_fail(k, KERN_ENOMEM, "out of memory for a linear layer of %d x %d", spec->out, spec->in);
-    l->spec = *spec;
+    l->layer.spec = *spec;
     int was = cpu_omp_single(1); // primitives are made for the number of threads that this thread's OpenMP would use
     rc = shape_get(k, spec, &l->shape);
     cpu_omp_single(was);
@@ -285,13 +289,13 @@ static void activate_plainly(const struct simd_activate *a) {
 // After the product: activation, and the saving of what came before it
 static void finish_panel(struct lane *lane, const struct linear_call *c, char *y, char *save, const float *pre, int width) {
     const struct shape *s = c->l->shape;
-    enum kern_dtype yt = c->l->spec.y_f32 ? KERN_F32 : lane->kern.act;
+    enum kern_dtype yt = c->l->layer.spec.y_f32 ? KERN_F32 : lane->kern.act;
     size_t out = (size_t)s->out, es = kern_dtype_size(yt);
-    if (c->l->spec.act == KERN_NONE) {
+    if (c->l->layer.spec.act == KERN_NONE) {
         for (size_t m = 0; save && m < (size_t)s->chunk; m++) memcpy(save + m * out * es, y + m * out * es, (size_t)width * es);
         return;
     }
-    struct simd_activate a = {.act = c->l->spec.act, .y_type = yt, .y = y, .save = save, .y_ld = out, .lines = s->chunk, .n = width};
+    struct simd_activate a = {.act = c->l->layer.spec.act, .y_type = yt, .y = y, .save = save, .y_ld = out, .lines = s->chunk, .n = width};
     a.pre = pre ? pre : (const float *)(const void *)y;
     a.pre_ld = s->dst_ld;
     if (lane->cpu->simd) lane->cpu->simd->activate(&a);
@@ -304,7 +308,7 @@ static int linear_task(struct lane *lane, int task, void *arg) {
     int panel = task % s->panels;
     const struct part *p = panel_part(s, panel);
     size_t line = (size_t)(task / s->panels) * (size_t)s->chunk, col = (size_t)panel * (size_t)s->width;
-    size_t at = (line * (size_t)s->out + col) * (c->l->spec.y_f32 ? 4 : kern_dtype_size(lane->kern.act));
+    size_t at = (line * (size_t)s->out + col) * (c->l->layer.spec.y_f32 ? 4 : kern_dtype_size(lane->kern.act));
     const void *x = c->x + line * (size_t)s->in * type_size(s->x);
     char *scratch = lane->scratch, *y = c->y + at, *save = c->save_pre ? c->save_pre + at : NULL;
     void *pre = s->pre_bytes ? scratch + s->converted_bytes : NULL;
@@ -327,9 +331,10 @@ static int linear_task(struct lane *lane, int task, void *arg) {
 
 int cpu_linear(struct kern *k, const struct kern_linear *opaque, void *y, const void *x, int units, void *save_pre) {
     const struct cpu_linear *l = (const struct cpu_linear *)opaque;
+    if (l->layer.own) return cpu_vectors(k, &l->layer, y, x, units, save_pre);
     struct linear_call c = {.l = l, .y = y, .x = x, .save_pre = save_pre};
-    int chunks = units * (l->spec.unit / l->shape->chunk);
+    int chunks = units * (l->layer.spec.unit / l->shape->chunk);
     // at least CPU_WORTH_SHARING: the owner's thread, whose OpenMP may use many threads, never calls oneDNN's products itself
-    double work = 2.0 * units * l->spec.unit * l->spec.out * l->spec.in;
+    double work = 2.0 * units * l->layer.spec.unit * l->layer.spec.out * l->layer.spec.in;
     return cpu_run(k, chunks * l->shape->panels, work > CPU_WORTH_SHARING ? work : CPU_WORTH_SHARING, linear_task, &c);
 }

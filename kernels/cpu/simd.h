@@ -40,11 +40,13 @@ struct simd_activate { // y = act(pre), [lines, n]; save: pre as it is, may be N
 
 struct simd {
     const char *name;
-    int lanes;
+    int block;         // outputs that `vectors` computes at a time
     void (*norm)(const struct simd_norm *);
     void (*activate)(const struct simd_activate *);
     void (*attention)(const struct simd_head *);
     size_t (*attention_floats)(int T, int D);
+    // y[KERN_VEC, n] = x[KERN_VEC, in] w + bias, w [in][block]; y lines are ld apart, n <= block
+    void (*vectors)(float *y, size_t ld, const float *x, int in, const float *w, const float *bias, int n);
     void (*to_bf16)(uint16_t *dst, const float *src, size_t n);
     void (*condition)(float *silu_c, const float *temb, const float *label, int C, float *save_c); // one row; label may be NULL
     // one slot; cols and noise (may be NULL) are that slot's own. As ref_sampler.c, bit for bit

@@ -240,8 +240,8 @@ INLINE void pack_head(const struct simd_head *a, const struct head_tile *t, bool
         }
 }
 
-// p[MR][NR] = q kt, one panel of keys
-INLINE void score_panel(const float *q, const float *kt, int D, float *p) {
+// p[MR][NR] = q kt: lines q of D, a panel kt [D][NR]; lines of p are ld apart
+INLINE void panel_product(const float *q, const float *kt, int D, float *p, int ld) {
     vf acc[MR][2] = {0};
     for (int d = 0; d < D; d++) {
         vf k0 = v_load(kt + d * NR), k1 = v_load(kt + d * NR + W);
@@ -252,8 +252,8 @@ INLINE void score_panel(const float *q, const float *kt, int D, float *p) {
         }
     }
     for (int r = 0; r < MR; r++) {
-        v_store(p + r * KEYS, acc[r][0]);
-        v_store(p + r * KEYS + W, acc[r][1]);
+        v_store(p + r * ld, acc[r][0]);
+        v_store(p + r * ld + W, acc[r][1]);
     }
 }
 
@@ -296,7 +296,7 @@ INLINE float soften(float *p, int n, float *top, float *sum) {
 INLINE void meet_keys(const struct simd_head *a, const struct head_tile *t, int k0, float top[MR], float sum[MR]) {
     int n = t->padded_T - k0 < KEYS ? t->padded_T - k0 : KEYS, ld = t->padded_D;
     float decay[MR];
-    for (int j = 0; j < n; j += NR) score_panel(t->q, t->kt + (size_t)(k0 + j) * (size_t)a->D, a->D, t->p + j);
+    for (int j = 0; j < n; j += NR) panel_product(t->q, t->kt + (size_t)(k0 + j) * (size_t)a->D, a->D, t->p + j, KEYS);
     for (int r = 0; r < MR; r++) {
         for (int j = a->T - k0; j < n; j++) t->p[r * KEYS + j] = -INFINITY; // padding
         decay[r] = soften(t->p + r * KEYS, n, &top[r], &sum[r]);
@@ -335,6 +335,17 @@ static void attention(const struct simd_head *a) {
     for (int q = 0; q < a->T; q += MR) {
         if (a->act == KERN_BF16) attend(a, &t, q, true);
         else attend(a, &t, q, false);
+    }
+}
+
+/* ---- linear layers of vectors ---- */
+
+static void vectors(float *y, size_t ld, const float *x, int in, const float *w, const float *bias, int n) {
+    for (int m = 0; m < KERN_VEC; m += MR) {
+        float p[MR * NR];
+        panel_product(x + (size_t)m * (size_t)in, w, in, p, NR);
+        for (size_t r = 0; r < MR; r++)
+            for (int i = 0; i < n; i++) y[((size_t)m + r) * ld + (size_t)i] = p[r * NR + (size_t)i] + bias[i];
     }
 }
 
@@ -402,11 +413,12 @@ static void row_update(float *cols, size_t numel, size_t plane, const float *out
 
 const struct simd SIMD = {
     .name = SIMD_NAME,
-    .lanes = W,
+    .block = NR,
     .norm = norm,
     .activate = activate,
     .attention = attention,
     .attention_floats = attention_floats,
+    .vectors = vectors,
     .to_bf16 = to_bf16,
     .condition = condition,
     .row_update = row_update,

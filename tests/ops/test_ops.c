@@ -106,7 +106,7 @@ static void case_bits(const struct op_case *c, struct kern *const *k, int kerns,
     opened(&all, k[0], c, MOST, NULL);
     for (int i = 0; i < all.n; i++)
         if (all.b[i].out) op_read(&all, i, bytes[i] = malloc(all.b[i].bytes));
-    for (int R = 1; R <= MOST; R += every_R || R == MOST - 1 ? 1 : R < 3 ? 1 : 5)
+    for (int R = 1; R <= MOST; R += every_R || R < 3 ? 1 : 7)
         for (int t = 0; t < kerns; t++) {
             struct op_run some;
             for (int r = 0; r < R; r++) order[r] = (r * 5 + R + t) % MOST;
@@ -123,7 +123,7 @@ static void all_bits(enum kern_dtype act) {
     for (int t = 0; t < 3; t++) k[t] = open_kern("cpu", act, t + 1);
     for (int i = 0; i < op_cases_n; i++) {
         const struct op_case *c = &op_cases[i];
-        if (c->dtype == act && op_flops(c, 1) < 6e7) case_bits(c, k, 3, op_flops(c, 1) < 2e6 || c->op == OP_NET);
+        if (c->dtype == act && op_flops(c, 1) < 6e7) case_bits(c, k, 3, c->op == OP_NET || c->op == OP_VECTORS || op_flops(c, 1) < 2e5);
     }
     for (int t = 0; t < 3; t++) kern_close(k[t]);
 }
