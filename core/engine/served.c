@@ -48,9 +48,8 @@ static int make_facts(struct served *s, const char *name, struct model_dir *dir,
     memcpy(m->digest, dir->digest, sizeof m->digest);
     m->image_size = dir->desc.arch.input_size;
     m->image_channels = dir->desc.arch.in_channels;
-    m->guide_channels = dir->desc.guide_channels < 0 ? m->image_channels : dir->desc.guide_channels;
-    if (m->guide_channels > m->image_channels)
-        return err_param(e, E_RANGE, "guidance.channels", "it guides %d channels of %d", m->guide_channels, m->image_channels);
+    m->guide_channels = dir->desc.guide_channels; // "the first three" of a model with fewer channels are all of them
+    if (m->guide_channels < 0 || m->guide_channels > m->image_channels) m->guide_channels = m->image_channels;
     return 0;
 }
 
