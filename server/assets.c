@@ -7,9 +7,10 @@
 
 #include "core/io/model_dir.h"
 
-#define EMBED(name, file) \
-    extern const unsigned char asset_##name[], asset_##name##_end[]; \
-    __asm__(".section .rodata\n.global asset_" #name "\n.global asset_" #name "_end\nasset_" #name ":\n.incbin \"" file "\"\nasset_" #name "_end:\n.byte 0\n.previous\n")
+#define EMBED(name, file)                                                                                                        \
+    extern const unsigned char asset_##name[], asset_##name##_end[];                                                             \
+    __asm__(".section .rodata\n.global asset_" #name "\n.global asset_" #name "_end\nasset_" #name ":\n.incbin \"" file          \
+            "\"\nasset_" #name "_end:\n.byte 0\n.previous\n")
 
 EMBED(openapi, "proto/openapi.json");
 EMBED(page, "clients/web/index.html");

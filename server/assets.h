@@ -10,9 +10,9 @@ struct asset {
     const char *path, *type; // as in the URL; Content-Type
     const unsigned char *bytes;
     size_t size;
-    char etag[20];           // quoted; of the bytes
+    char etag[20]; // quoted; of the bytes
 };
-void assets_init(void); // computes the tags
+void assets_init(void);                           // computes the tags
 const struct asset *asset_find(const char *path); // NULL if there is none
 
 #endif

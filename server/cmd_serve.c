@@ -24,12 +24,14 @@ static int check_public(const struct config *c, struct err *e) {
     bool local;
     if (listen_check(c->listen, &local, e)) return e->status;
     if (local || c->insecure_public) return 0;
-    return err_param(e, E_RANGE, "listen", "listen: %s can be reached from other machines and there are no keys: give --insecure-public if that is meant",
-                     c->listen);
+    return err_param(
+        e, E_RANGE, "listen",
+        "listen: %s can be reached from other machines and there are no keys: give --insecure-public if that is meant",
+        c->listen);
 }
 
-// The pipe of a log reader that has stopped reading must not stop the daemon: such a sink is opened anew without blocking (a descriptor that is
-// shared with other programs keeps its mode), and lines that do not fit are lost.
+// The pipe of a log reader that has stopped reading must not stop the daemon: such a sink is opened anew without blocking (a
+// descriptor that is shared with other programs keeps its mode), and lines that do not fit are lost.
 static int stderr_sink(void) {
     struct stat st;
     if (fstat(STDERR_FILENO, &st) || !S_ISFIFO(st.st_mode)) return STDERR_FILENO;
@@ -40,7 +42,8 @@ static int stderr_sink(void) {
 static int open_log(const struct config *c, struct err *e) {
     static const char *const levels[] = {"debug", "info", "warn", "error"};
     int level = LOG_DEBUG, fd = *c->log_file ? open(c->log_file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0640) : stderr_sink();
-    if (fd < 0) return err_param(e, errno == EACCES ? E_PERM : E_IO, "log-file", "log-file: %s: %s", c->log_file, strerror(errno));
+    if (fd < 0)
+        return err_param(e, errno == EACCES ? E_PERM : E_IO, "log-file", "log-file: %s: %s", c->log_file, strerror(errno));
     while (strcmp(levels[level], c->log_level)) level++;
     log_open(fd, (enum log_level)level, !strcmp(c->log_format, "json"));
     return 0;

@@ -15,9 +15,9 @@ struct option {
     const char *name;
     enum kind kind;
     size_t offset;
-    const char *value;    // the default, as it would be typed
-    int64_t least, most;  // NUMBER, SIZE (bytes), TIME (ms)
-    const char *choices;  // CHOICE: words separated by |
+    const char *value;   // the default, as it would be typed
+    int64_t least, most; // NUMBER, SIZE (bytes), TIME (ms)
+    const char *choices; // CHOICE: words separated by |
     const char *help;
 };
 
@@ -36,13 +36,15 @@ static const struct option options[] = {
     {"max-images", NUMBER, AT(max_images), "1024", 1, 1000000, NULL, "images that may wait, per model"},
     {"max-connections", NUMBER, AT(max_connections), "512", 4, 100000, NULL, "open connections; further ones wait in the kernel"},
     {"max-body", SIZE, AT(max_body), "256K", 1024, 1 << 20, NULL, "largest request body"},
-    {"default-timeout", TIME, AT(default_timeout), "5m", 1, DAY_MS, NULL, "of a request without timeout_ms: queue, run and encoding together"},
+    {"default-timeout", TIME, AT(default_timeout), "5m", 1, DAY_MS, NULL,
+     "of a request without timeout_ms: queue, run and encoding together"},
     {"max-timeout", TIME, AT(max_timeout), "1h", 1, DAY_MS, NULL, "largest timeout_ms that a request may ask for"},
     {"request-timeout", TIME, AT(request_timeout), "30s", 100, DAY_MS, NULL, "a request's head and body must arrive within this"},
     {"idle-timeout", TIME, AT(idle_timeout), "75s", 1000, DAY_MS, NULL, "silent connections are closed after this"},
     {"drain-delay", TIME, AT(drain_delay), "0", 0, DAY_MS, NULL, "after SIGTERM: not ready, but still accepting, for this long"},
     {"exit-timeout", TIME, AT(exit_timeout), "30s", 0, DAY_MS, NULL, "after that: how long accepted work may take to finish"},
-    {"insecure-public", SWITCH, AT(insecure_public), "false", 0, 0, NULL, "allow an address that other machines reach, without any key"},
+    {"insecure-public", SWITCH, AT(insecure_public), "false", 0, 0, NULL,
+     "allow an address that other machines reach, without any key"},
     {"cors-origin", TEXT, AT(cors_origin), "", 0, 0, NULL, "the one web origin that may call from a browser"},
     {"log-format", CHOICE, AT(log_format), "json", 0, 0, "json|text", "one line an event"},
     {"log-level", CHOICE, AT(log_level), "info", 0, 0, "debug|info|warn|error", "least level that is written"},
@@ -66,9 +68,13 @@ static bool is_choice(const char *choices, const char *value) {
 
 // A whole number and perhaps a unit, in the option's own measure; false if it is not one or does not fit.
 static bool parse_number(enum kind kind, const char *value, int64_t *out) {
-    static const struct { enum kind kind; const char *unit; int64_t factor; } units[] = {
-        {NUMBER, "", 1}, {SIZE, "", 1}, {SIZE, "K", 1024}, {SIZE, "M", 1 << 20},
-        {TIME, "", 1000}, {TIME, "ms", 1}, {TIME, "s", 1000}, {TIME, "m", 60000}, {TIME, "h", 3600000},
+    static const struct {
+        enum kind kind;
+        const char *unit;
+        int64_t factor;
+    } units[] = {
+        {NUMBER, "", 1}, {SIZE, "", 1},     {SIZE, "K", 1024},  {SIZE, "M", 1 << 20}, {TIME, "", 1000},
+        {TIME, "ms", 1}, {TIME, "s", 1000}, {TIME, "m", 60000}, {TIME, "h", 3600000},
     };
     char *end;
     if (!isdigit((unsigned char)*value)) return false;
@@ -80,19 +86,22 @@ static bool parse_number(enum kind kind, const char *value, int64_t *out) {
     return false;
 }
 
-static int set(struct config *c, const struct option *o, const char *value, enum source source, const char *where, struct err *e) {
+static int set(struct config *c, const struct option *o, const char *value, enum source source, const char *where,
+               struct err *e) {
     void *field = (char *)c + o->offset;
     int64_t n = 0;
     switch (o->kind) {
     case TEXT:
     case CHOICE:
-        if (strlen(value) >= CONFIG_TEXT) return err_param(e, E_RANGE, o->name, "%s: %s is longer than %d bytes", where, o->name, CONFIG_TEXT - 1);
+        if (strlen(value) >= CONFIG_TEXT)
+            return err_param(e, E_RANGE, o->name, "%s: %s is longer than %d bytes", where, o->name, CONFIG_TEXT - 1);
         if (o->kind == CHOICE && !is_choice(o->choices, value))
             return err_param(e, E_RANGE, o->name, "%s: %s is '%s', not one of %s", where, o->name, value, o->choices);
         strcpy(field, value);
         break;
     case SWITCH:
-        if (!is_choice("true|false|1|0|yes|no", value)) return err_param(e, E_RANGE, o->name, "%s: %s is '%s', not true or false", where, o->name, value);
+        if (!is_choice("true|false|1|0|yes|no", value))
+            return err_param(e, E_RANGE, o->name, "%s: %s is '%s', not true or false", where, o->name, value);
         *(bool *)field = *value == 't' || *value == '1' || *value == 'y';
         break;
     default:
@@ -100,8 +109,8 @@ static int set(struct config *c, const struct option *o, const char *value, enum
             return err_param(e, E_RANGE, o->name, "%s: %s is '%s', not a %s", where, o->name, value,
                              o->kind == TIME ? "length of time such as 500ms, 30s or 5m" : "whole number");
         if (n < o->least || n > o->most)
-            return err_param(e, E_RANGE, o->name, "%s: %s is %lld, outside %lld..%lld%s", where, o->name, (long long)n, (long long)o->least,
-                             (long long)o->most, o->kind == TIME ? " ms" : "");
+            return err_param(e, E_RANGE, o->name, "%s: %s is %lld, outside %lld..%lld%s", where, o->name, (long long)n,
+                             (long long)o->least, (long long)o->most, o->kind == TIME ? " ms" : "");
         *(int64_t *)field = n;
     }
     c->source[o - options] = source;
@@ -152,8 +161,13 @@ static int load_file(struct config *c, const char *path, struct err *e) {
 
 // One flag at argv[*i]; moves *i over its value.
 static int load_flag(struct config *c, int argc, char **argv, int *i, struct err *e) {
-    struct { const char *name; bool *field; } switches[] = {
-        {"--check-config", &c->check_config}, {"--print-config", &c->print_config}, {"--help", &c->help}, {"--version", &c->version}};
+    struct {
+        const char *name;
+        bool *field;
+    } switches[] = {{"--check-config", &c->check_config},
+                    {"--print-config", &c->print_config},
+                    {"--help", &c->help},
+                    {"--version", &c->version}};
     const char *arg = argv[*i];
     for (size_t k = 0; k < sizeof switches / sizeof *switches; k++)
         if (!strcmp(arg, switches[k].name)) {
@@ -192,8 +206,8 @@ int config_load(struct config *c, int argc, char **argv, bool *usage, struct err
     for (int i = 1; i < argc; i++)
         if (load_flag(c, argc, argv, &i, e)) return e->status;
     if (c->default_timeout > c->max_timeout)
-        return err_param(e, E_RANGE, "default-timeout", "default-timeout is %lld ms, more than max-timeout, %lld ms", (long long)c->default_timeout,
-                         (long long)c->max_timeout);
+        return err_param(e, E_RANGE, "default-timeout", "default-timeout is %lld ms, more than max-timeout, %lld ms",
+                         (long long)c->default_timeout, (long long)c->max_timeout);
     return 0;
 }
 
@@ -211,7 +225,8 @@ void config_print(const struct config *c, FILE *to) {
 }
 
 void config_help(FILE *to) {
-    fprintf(to, "usage: sitd serve [options]\n\nServes samples over HTTP. Each option is also a variable (--max-rows: SITD_MAX_ROWS) and a line of the config "
+    fprintf(to, "usage: sitd serve [options]\n\nServes samples over HTTP. Each option is also a variable (--max-rows: "
+                "SITD_MAX_ROWS) and a line of the config "
                 "file.\n\n");
     for (size_t i = 0; i < N_OPTIONS; i++) {
         const struct option *o = &options[i];
@@ -220,7 +235,10 @@ void config_help(FILE *to) {
         if (*o->value) fprintf(to, " (%s)", o->value);
         fprintf(to, "\n");
     }
-    fprintf(to, "  --check-config     check the options and leave\n  --print-config     print the options in force as a config file and leave\n"
-                "  --version, --help\n\nSignals: TERM, INT drain and leave (a second one: at once), HUP reopens the log file, USR1 logs the state.\n"
-                "Exit codes: 0, 1 failure or work cut off, 2 usage, 65 corrupt checkpoint, 66 missing file, 69 no device, 77 permission, 78 configuration.\n");
+    fprintf(to, "  --check-config     check the options and leave\n  --print-config     print the options in force as a config "
+                "file and leave\n"
+                "  --version, --help\n\nSignals: TERM, INT drain and leave (a second one: at once), HUP reopens the log file, "
+                "USR1 logs the state.\n"
+                "Exit codes: 0, 1 failure or work cut off, 2 usage, 65 corrupt checkpoint, 66 missing file, 69 no device, 77 "
+                "permission, 78 configuration.\n");
 }

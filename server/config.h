@@ -2,10 +2,10 @@
 /*
  * config: what `sitd serve` was told. A flag beats the environment, which beats the config file, which beats the default.
  *
- * Each option has one name, "max-rows": the flag is --max-rows N (or --max-rows=N), the variable SITD_MAX_ROWS, the line in the file
- * `max-rows = N`. Lengths of time take ms, s, m or h (a bare number is seconds); sizes take K or M. An unknown flag or key and a value out of
- * range are errors that name the source; unknown SITD_* variables are not, since Kubernetes injects such names for a service called sitd.
- * Thread: start-up; afterwards read-only.
+ * Each option has one name, "max-rows": the flag is --max-rows N (or --max-rows=N), the variable SITD_MAX_ROWS, the line in the
+ * file `max-rows = N`. Lengths of time take ms, s, m or h (a bare number is seconds); sizes take K or M. An unknown flag or key
+ * and a value out of range are errors that name the source; unknown SITD_* variables are not, since Kubernetes injects such names
+ * for a service called sitd. Thread: start-up; afterwards read-only.
  */
 #ifndef SITD_CONFIG_H
 #define SITD_CONFIG_H
@@ -25,10 +25,11 @@ struct config {
     int64_t default_timeout, max_timeout, request_timeout, idle_timeout, drain_delay, exit_timeout; // milliseconds
     bool insecure_public;
     bool check_config, print_config, help, version; // flags only
-    unsigned char source[CONFIG_OPTIONS]; // private: where each value came from
+    unsigned char source[CONFIG_OPTIONS];           // private: where each value came from
 };
 
-// Fills everything from argv, the environment and the file. E_RANGE for wrong values; *usage is set when the flags themselves are wrong.
+// Fills everything from argv, the environment and the file. E_RANGE for wrong values; *usage is set when the flags themselves are
+// wrong.
 int config_load(struct config *, int argc, char **argv, bool *usage, struct err *);
 void config_print(const struct config *, FILE *); // as a config file, with where each value came from
 void config_help(FILE *);

@@ -33,9 +33,13 @@ static void encode_run(uv_work_t *work) { // on the pool
     struct encoding *w = work->data;
     const struct engine_image *im = &w->image;
     digest_hex(w->shot.sha256, im->pixels, (size_t)im->width * (size_t)im->height * (size_t)im->channels);
-    const struct png_text text[] = {{"sitd-request", w->normalised}, {"sitd-weights", w->weights}, {"sitd-pixels-sha256", w->shot.sha256}};
-    if (png_encode(&w->shot.png, &w->shot.png_size, im->pixels, im->width, im->height, im->channels, w->compression, text, 3, &w->err)) return;
-    if (w->want_b64 && !(w->shot.b64 = base64(w->shot.png, w->shot.png_size))) err_set(&w->err, E_NOMEM, "no memory for an image's base64");
+    const struct png_text text[] = {
+        {"sitd-request", w->normalised}, {"sitd-weights", w->weights}, {"sitd-pixels-sha256", w->shot.sha256}};
+    if (png_encode(&w->shot.png, &w->shot.png_size, im->pixels, im->width, im->height, im->channels, w->compression, text, 3,
+                   &w->err))
+        return;
+    if (w->want_b64 && !(w->shot.b64 = base64(w->shot.png, w->shot.png_size)))
+        err_set(&w->err, E_NOMEM, "no memory for an image's base64");
 }
 
 static void encoding_free(struct encoding *w) {
@@ -52,7 +56,8 @@ static void encode_finish(uv_work_t *work, int status) { // on the loop
     encoding_free(w);
 }
 
-int encode_start(struct server *s, uint64_t job, struct engine_image *take, char *take_normalised, const char *weights, int compression, bool want_b64) {
+int encode_start(struct server *s, uint64_t job, struct engine_image *take, char *take_normalised, const char *weights,
+                 int compression, bool want_b64) {
     struct encoding *w = mem_alloc(sizeof *w);
     if (!w || !take_normalised) {
         mem_free(take->pixels);
@@ -60,7 +65,12 @@ int encode_start(struct server *s, uint64_t job, struct engine_image *take, char
         mem_free(w);
         return E_NOMEM;
     }
-    *w = (struct encoding){.work.data = w, .server = s, .job = job, .image = *take, .normalised = take_normalised, .compression = compression,
+    *w = (struct encoding){.work.data = w,
+                           .server = s,
+                           .job = job,
+                           .image = *take,
+                           .normalised = take_normalised,
+                           .compression = compression,
                            .want_b64 = want_b64};
     memcpy(w->weights, weights, sizeof w->weights);
     if (!uv_queue_work(&s->uv, &w->work, encode_run, encode_finish)) return 0;
@@ -73,8 +83,10 @@ static char *answer_text(struct assembly *a, bool inside) {
     struct answer_image *images = mem_array((size_t)a->answer.n, sizeof *images);
     if (!images) return NULL;
     for (int i = 0; i < a->answer.n; i++)
-        images[i] = (struct answer_image){.label = a->resolved.job.classes[i], .seed_index = a->resolved.job.seed_index + (uint32_t)i,
-                                          .sha256 = a->shots[i].sha256, .b64 = inside ? a->shots[i].b64 : NULL};
+        images[i] = (struct answer_image){.label = a->resolved.job.classes[i],
+                                          .seed_index = a->resolved.job.seed_index + (uint32_t)i,
+                                          .sha256 = a->shots[i].sha256,
+                                          .b64 = inside ? a->shots[i].b64 : NULL};
     a->answer.images = images;
     char *text = answer_json(&a->answer, &a->resolved, a->model);
     mem_free(images);
@@ -92,8 +104,11 @@ static void multipart(struct assembly *a, struct text *t) {
     text_add(t, json, strlen(json));
     mem_free(json);
     for (int i = 0; i < a->answer.n; i++) {
-        text_printf(t, "\r\n--" MULTIPART_BOUNDARY "\r\nContent-Type: image/png\r\nContent-Length: %zu\r\nContent-Disposition: attachment; filename=\"%d.png\""
-                    "\r\n\r\n", a->shots[i].png_size, i);
+        text_printf(t,
+                    "\r\n--" MULTIPART_BOUNDARY
+                    "\r\nContent-Type: image/png\r\nContent-Length: %zu\r\nContent-Disposition: attachment; filename=\"%d.png\""
+                    "\r\n\r\n",
+                    a->shots[i].png_size, i);
         text_add(t, a->shots[i].png, a->shots[i].png_size);
     }
     text_printf(t, "\r\n--" MULTIPART_BOUNDARY "--\r\n");

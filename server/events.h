@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * events: the engine's events, from its threads to the loop. The bell says only "look"; the list holds the facts; the loop takes the whole list
- * and works outside the lock.
+ * events: the engine's events, from its threads to the loop. The bell says only "look"; the list holds the facts; the loop takes
+ * the whole list and works outside the lock.
  */
 #ifndef SITD_EVENTS_H
 #define SITD_EVENTS_H
@@ -23,7 +23,7 @@ struct inbox {
 };
 
 void inbox_init(struct inbox *, uv_async_t *bell);
-void inbox_deinit(struct inbox *); // frees what nobody took
+void inbox_deinit(struct inbox *);                         // frees what nobody took
 void inbox_post(void *inbox, const struct engine_event *); // engine_options.event; any thread
 struct event_node *inbox_take(struct inbox *);             // in order; the caller frees nodes and pixels with mem_free
 

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT
 /*
  * Four rules of libmicrohttpd 0.9.75 shape this file.
- * - A connection is suspended only inside the access handler, and while it is suspended MHD neither times it out nor notices that the client
- *   left: http_tick asks the kernel (POLLRDHUP) ten times a second. A client that closes its sending side early counts as gone.
- * - An answer can be queued on the handler's first call (head read) or its last (body read), not in between. So an error found in the head waits
- *   until the body has been read past, if that is a bounded amount: answering at once would close the connection on a client that
- *   still sends, whose kernel then throws the answer away. `Expect: 100-continue` clients are answered at once, they have not begun.
- * - Its timeout restarts with every byte, so a client that drips is caught by our own deadline. In mid-head and mid-body there is no way to answer
- *   through MHD: the 408 is written on the socket itself, which MHD has not used yet for this request, and the socket is shut.
+ * - A connection is suspended only inside the access handler, and while it is suspended MHD neither times it out nor notices that
+ * the client left: http_tick asks the kernel (POLLRDHUP) ten times a second. A client that closes its sending side early counts
+ * as gone.
+ * - An answer can be queued on the handler's first call (head read) or its last (body read), not in between. So an error found in
+ * the head waits until the body has been read past, if that is a bounded amount: answering at once would close the connection on
+ * a client that still sends, whose kernel then throws the answer away. `Expect: 100-continue` clients are answered at once, they
+ * have not begun.
+ * - Its timeout restarts with every byte, so a client that drips is caught by our own deadline. In mid-head and mid-body there is
+ * no way to answer through MHD: the 408 is written on the socket itself, which MHD has not used yet for this request, and the
+ * socket is shut.
  * - The handler must not be entered for a dead exchange: MHD_NO closes the connection.
  */
 #include "server/http.h"
@@ -26,10 +29,10 @@
 #include "server/negotiate.h"
 #include "server/routes.h"
 
-#define HEAD_MAX (16u << 10)       // bytes of request head; MHD itself stops at twice that, with a page of its own
-#define READ_PAST_MAX (8u << 20)   // bytes of an unwanted body that are read to keep the connection
-#define FRESH_MS 250               // a drain waits this long for an accepted connection's first request
-#define SEND_BYTES_PER_MS 16       // the slowest reader that is put up with
+#define HEAD_MAX (16u << 10)     // bytes of request head; MHD itself stops at twice that, with a page of its own
+#define READ_PAST_MAX (8u << 20) // bytes of an unwanted body that are read to keep the connection
+#define FRESH_MS 250             // a drain waits this long for an accepted connection's first request
+#define SEND_BYTES_PER_MS 16     // the slowest reader that is put up with
 
 // ---- Answers
 
@@ -50,12 +53,14 @@ void http_header(struct MHD_Response *r, const char *name, const char *fmt, ...)
 }
 
 static void cors_headers(const struct exchange *ex, struct MHD_Response *r) {
-    const char *allowed = ex->server->config->cors_origin, *origin = MHD_lookup_connection_value(ex->mhd, MHD_HEADER_KIND, "Origin");
+    const char *allowed = ex->server->config->cors_origin,
+               *origin = MHD_lookup_connection_value(ex->mhd, MHD_HEADER_KIND, "Origin");
     if (!*allowed) return;
     MHD_add_response_header(r, "Vary", "Origin");
     if (!origin || strcmp(origin, allowed)) return;
     MHD_add_response_header(r, "Access-Control-Allow-Origin", allowed);
-    MHD_add_response_header(r, "Access-Control-Expose-Headers", "X-Request-Id, X-Seed, X-Model-Version, X-Model-Digest, Server-Timing, Retry-After");
+    MHD_add_response_header(r, "Access-Control-Expose-Headers",
+                            "X-Request-Id, X-Seed, X-Model-Version, X-Model-Digest, Server-Timing, Retry-After");
     if (strcmp(ex->method, "OPTIONS")) return;
     MHD_add_response_header(r, "Access-Control-Allow-Methods", "GET, POST");
     MHD_add_response_header(r, "Access-Control-Allow-Headers", "Content-Type, Accept, X-Request-Id, traceparent");
@@ -95,7 +100,8 @@ void http_answer_error(struct exchange *ex, const struct http_error *e, int64_t 
     ex->bytes = json ? strlen(json) : 0;
     struct MHD_Response *r = json ? http_response(json, ex->bytes, "application/json") : NULL;
     if (r && retry_ms > 0) http_header(r, "Retry-After", "%lld", (long long)(retry_ms + 999) / 1000);
-    if (r && e->status == 405) http_header(r, "Allow", "%s, OPTIONS", strcmp(ex->route->method, "GET") ? ex->route->method : "GET, HEAD");
+    if (r && e->status == 405)
+        http_header(r, "Allow", "%s, OPTIONS", strcmp(ex->route->method, "GET") ? ex->route->method : "GET, HEAD");
     http_answer(ex, e->status, r);
 }
 
@@ -113,11 +119,13 @@ static enum MHD_Result queue_answer(struct exchange *ex) {
 
 static void make_id(char id[132]) {
     unsigned char bytes[16] = {0};
-    if (getrandom(bytes, sizeof bytes, GRND_NONBLOCK) != (ssize_t)sizeof bytes) memcpy(bytes, &(int64_t){now_us()}, sizeof(int64_t));
+    if (getrandom(bytes, sizeof bytes, GRND_NONBLOCK) != (ssize_t)sizeof bytes)
+        memcpy(bytes, &(int64_t){now_us()}, sizeof(int64_t));
     for (size_t i = 0; i < sizeof bytes; i++) snprintf(id + 2 * i, 3, "%02x", bytes[i]);
 }
 
-static struct exchange *exchange_new(struct server *s, struct conn *conn, struct MHD_Connection *mhd, const char *url, const char *method) {
+static struct exchange *exchange_new(struct server *s, struct conn *conn, struct MHD_Connection *mhd, const char *url,
+                                     const char *method) {
     struct exchange *ex = mem_alloc(sizeof *ex);
     const char *id = MHD_lookup_connection_value(mhd, MHD_HEADER_KIND, "X-Request-Id"), *part = NULL;
     const char *trace = MHD_lookup_connection_value(mhd, MHD_HEADER_KIND, "traceparent");
@@ -149,9 +157,11 @@ static void check_post(struct exchange *ex, const char *length, struct http_erro
     const char *coding = MHD_lookup_connection_value(ex->mhd, MHD_HEADER_KIND, "Content-Encoding");
     int64_t most = ex->server->config->max_body;
     if (length && strtoull(length, NULL, 10) > (unsigned long long)most)
-        http_error_set(e, 413, "body_too_large", NULL, "the body has %.20s bytes; at most %lld are taken", length, (long long)most);
+        http_error_set(e, 413, "body_too_large", NULL, "the body has %.20s bytes; at most %lld are taken", length,
+                       (long long)most);
     else if (!content_type_is_json(type))
-        http_error_set(e, 415, "unsupported_media_type", NULL, "the body must be application/json in UTF-8; Content-Type is %.80s", type ? type : "missing");
+        http_error_set(e, 415, "unsupported_media_type", NULL,
+                       "the body must be application/json in UTF-8; Content-Type is %.80s", type ? type : "missing");
     else if (coding && strcasecmp(coding, "identity"))
         http_error_set(e, 415, "unsupported_media_type", NULL, "Content-Encoding %.40s is not understood", coding);
 }
@@ -162,7 +172,8 @@ static void check_head(struct exchange *ex, const char *length) {
     const union MHD_ConnectionInfo *head = MHD_get_connection_info(ex->mhd, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
     bool options = !strcmp(ex->method, "OPTIONS"), head_only = !strcmp(ex->method, "HEAD");
     if (head && head->header_size > HEAD_MAX)
-        http_error_set(e, 431, "head_too_large", NULL, "the request's head has %zu bytes; at most %u are taken", head->header_size, HEAD_MAX);
+        http_error_set(e, 431, "head_too_large", NULL, "the request's head has %zu bytes; at most %u are taken",
+                       head->header_size, HEAD_MAX);
     else if (!ex->route) http_error_set(e, 404, "not_found", NULL, "no such path: %.200s", ex->path);
     else if (!options && strcmp(head_only ? "GET" : ex->method, ex->route->method))
         http_error_set(e, 405, "method_not_allowed", NULL, "%s takes %s, not %s", ex->route->path, ex->route->method, ex->method);
@@ -195,9 +206,13 @@ static void write_past_mhd(struct conn *c, int code, const char *reason, const c
     http_error_set(&e, code, error_code, NULL, "%s", reason);
     char *json = http_error_json(&e);
     if (json) {
-        int n = snprintf(text, sizeof text, "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: application/json\r\n%s%s%sContent-Length: %zu\r\n\r\n%s", code,
-                         code == 408 ? "Request Timeout" : "Content Too Large", id ? "X-Request-Id: " : "", id ? id : "", id ? "\r\n" : "", strlen(json), json);
-        if (n > 0 && n < (int)sizeof text && send(c->fd, text, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) n = 0; // the client sees a bare close
+        int n = snprintf(
+            text, sizeof text,
+            "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: application/json\r\n%s%s%sContent-Length: %zu\r\n\r\n%s", code,
+            code == 408 ? "Request Timeout" : "Content Too Large", id ? "X-Request-Id: " : "", id ? id : "", id ? "\r\n" : "",
+            strlen(json), json);
+        if (n > 0 && n < (int)sizeof text && send(c->fd, text, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+            n = 0; // the client sees a bare close
     }
     mem_free(json);
     c->aborted = code;
@@ -239,15 +254,18 @@ static enum MHD_Result run(struct exchange *ex) {
     return MHD_YES;
 }
 
-enum MHD_Result http_handle(void *cls, struct MHD_Connection *mhd, const char *url, const char *method, const char *version, const char *upload,
-                            size_t *upload_size, void **con_cls) {
+enum MHD_Result http_handle(void *cls, struct MHD_Connection *mhd, const char *url, const char *method, const char *version,
+                            const char *upload, size_t *upload_size, void **con_cls) {
     struct exchange *ex = *con_cls;
     (void)version;
     if (!ex) return begin(cls, mhd, url, method, con_cls);
     switch (ex->state) {
-    case EX_BODY: return *upload_size ? take_body(ex, upload, upload_size) : ex->conn->aborted ? MHD_NO : run(ex);
-    case EX_ANSWERED: return queue_answer(ex);
-    default: return MHD_NO;
+    case EX_BODY:
+        return *upload_size ? take_body(ex, upload, upload_size) : ex->conn->aborted ? MHD_NO : run(ex);
+    case EX_ANSWERED:
+        return queue_answer(ex);
+    default:
+        return MHD_NO;
     }
 }
 
@@ -266,8 +284,9 @@ char *http_accept(const struct exchange *ex) {
 // ---- The end
 
 static void log_exchange(const struct exchange *ex, int code, double total_ms) {
-    struct log_field f[16] = {log_str("id", ex->id), log_str("method", ex->method), log_str("route", routes_name(routes_index(ex->route))),
-                              log_int("code", code), log_int("bytes", (int64_t)ex->bytes)};
+    struct log_field f[16] = {log_str("id", ex->id), log_str("method", ex->method),
+                              log_str("route", routes_name(routes_index(ex->route))), log_int("code", code),
+                              log_int("bytes", (int64_t)ex->bytes)};
     int n = 5;
     if (!ex->route) f[n++] = log_str("path", ex->path);
     if (ex->trace[0]) f[n++] = log_str("traceparent", ex->trace);
@@ -290,7 +309,9 @@ void http_completed(void *cls, struct MHD_Connection *mhd, void **con_cls, enum 
     if (!ex) return;
     *con_cls = NULL;
     struct conn *c = ex->conn;
-    int code = c->aborted ? c->aborted : toe != MHD_REQUEST_TERMINATED_COMPLETED_OK || ex->state == EX_GONE || !ex->code ? 499 : ex->code;
+    int code = c->aborted                                                                        ? c->aborted
+               : toe != MHD_REQUEST_TERMINATED_COMPLETED_OK || ex->state == EX_GONE || !ex->code ? 499
+                                                                                                 : ex->code;
     double total_us = (double)(now_us() - ex->start_us);
     log_exchange(ex, code, total_us / 1000);
     metrics_request(&s->metrics, routes_index(ex->route), code, total_us / 1e6);
@@ -363,8 +384,8 @@ static void client_left(struct exchange *ex) {
     MHD_resume_connection(ex->mhd); // the handler then refuses, which closes it
 }
 
-// MHD takes a short read for the end of what there is and so misses the end of a stream that came with it: a connection whose client has been
-// gone for a whole tick, with no request on it, is shut, which MHD does notice.
+// MHD takes a short read for the end of what there is and so misses the end of a stream that came with it: a connection whose
+// client has been gone for a whole tick, with no request on it, is shut, which MHD does notice.
 static void close_hung_up(struct conn *c) {
     if (c->hung_up && !c->aborted) {
         c->aborted = 499;

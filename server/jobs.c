@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 /*
- * A job's life on the loop: submitted -> its images come and go to the pool for encoding -> the engine is done and every image encoded -> (JSON,
- * parts) the answer's text is put together on the pool, as a thousand images of base64 are tens of megabytes -> answered and forgotten.
- * At any point it may end early; then the table forgets it and whatever still comes for its id is dropped.
+ * A job's life on the loop: submitted -> its images come and go to the pool for encoding -> the engine is done and every image
+ * encoded -> (JSON, parts) the answer's text is put together on the pool, as a thousand images of base64 are tens of megabytes ->
+ * answered and forgotten. At any point it may end early; then the table forgets it and whatever still comes for its id is
+ * dropped.
  */
 #include "server/jobs.h"
 
@@ -22,9 +23,9 @@ struct job {
     struct resolved resolved;         // moved into the assembly at the end
     const struct engine_model *model; // likewise
     enum answer_format format;
-    int images, encoded, came;        // asked for, encoded, out of the engine
-    struct shot *shots;               // [images]
-    bool started, executed;           // EV_STARTED, EV_DONE
+    int images, encoded, came; // asked for, encoded, out of the engine
+    struct shot *shots;        // [images]
+    bool started, executed;    // EV_STARTED, EV_DONE
     int64_t deadline_ms, executed_us;
     struct answer answer;
 };
@@ -76,12 +77,13 @@ static void job_fail_internal(struct server *s, struct job *j, const struct err 
 
 // ---- The answer
 
-static void answer_headers(const struct job *j, const struct resolved *r, const struct engine_model *m, struct MHD_Response *resp) {
+static void answer_headers(const struct job *j, const struct resolved *r, const struct engine_model *m,
+                           struct MHD_Response *resp) {
     http_header(resp, "X-Seed", "%" PRIu64, r->job.seed);
     http_header(resp, "X-Model-Version", "%" PRId64, m->desc.step);
     http_header(resp, "X-Model-Digest", "%s", m->digest);
-    http_header(resp, "Server-Timing", "queue;dur=%.3f, denoise;dur=%.3f, decode;dur=%.3f, encode;dur=%.3f", j->answer.queue_ms, j->answer.denoise_ms,
-                j->answer.decode_ms, j->answer.encode_ms);
+    http_header(resp, "Server-Timing", "queue;dur=%.3f, denoise;dur=%.3f, decode;dur=%.3f, encode;dur=%.3f", j->answer.queue_ms,
+                j->answer.denoise_ms, j->answer.decode_ms, j->answer.encode_ms);
 }
 
 static void count_phases(struct server *s, const struct answer *a) {
@@ -92,7 +94,8 @@ static void count_phases(struct server *s, const struct answer *a) {
 }
 
 // Takes the body.
-static void succeed(struct server *s, struct job *j, const struct resolved *r, const struct engine_model *m, const char *type, char *body, size_t n) {
+static void succeed(struct server *s, struct job *j, const struct resolved *r, const struct engine_model *m, const char *type,
+                    char *body, size_t n) {
     struct MHD_Response *resp = body ? http_response(body, n, type) : NULL;
     if (resp) answer_headers(j, r, m, resp);
     count_phases(s, &j->answer);
@@ -105,8 +108,14 @@ static void succeed(struct server *s, struct job *j, const struct resolved *r, c
 static void assemble(struct server *s, struct job *j) {
     struct assembly *a = mem_alloc(sizeof *a);
     if (a) {
-        *a = (struct assembly){.server = s, .job = j->id, .format = j->format, .answer = j->answer, .executed_us = j->executed_us, .resolved = j->resolved,
-                               .model = j->model, .shots = j->shots};
+        *a = (struct assembly){.server = s,
+                               .job = j->id,
+                               .format = j->format,
+                               .answer = j->answer,
+                               .executed_us = j->executed_us,
+                               .resolved = j->resolved,
+                               .model = j->model,
+                               .shots = j->shots};
         snprintf(a->id, sizeof a->id, "%s", j->ex->id);
         j->resolved = (struct resolved){0};
         j->model = NULL;
@@ -139,7 +148,8 @@ void jobs_assembled(struct server *s, struct assembly *a) {
     char *text = a->text;
     a->text = NULL;
     j->answer.encode_ms = a->answer.encode_ms;
-    succeed(s, j, &a->resolved, a->model, a->format == ANSWER_JSON ? "application/json" : "multipart/mixed; boundary=" MULTIPART_BOUNDARY, text, a->text_size);
+    succeed(s, j, &a->resolved, a->model,
+            a->format == ANSWER_JSON ? "application/json" : "multipart/mixed; boundary=" MULTIPART_BOUNDARY, text, a->text_size);
 }
 
 // ---- What the engine and the pool say
@@ -151,7 +161,8 @@ static void on_image(struct server *s, struct job *j, struct engine_image *image
     }
     j->came++;
     char *normalised = request_normalised(&j->resolved, j->model, image->index);
-    if (encode_start(s, j->id, image, normalised, j->model->desc.weights_sha256, j->resolved.compression, j->format == ANSWER_JSON))
+    if (encode_start(s, j->id, image, normalised, j->model->desc.weights_sha256, j->resolved.compression,
+                     j->format == ANSWER_JSON))
         job_fail_internal(s, j, &(struct err){.status = E_NOMEM, .text = "no memory to encode an image"});
 }
 
@@ -172,12 +183,23 @@ void jobs_event(struct server *s, struct engine_event *ev) {
         return;
     }
     switch (ev->kind) {
-    case EV_STARTED: j->started = true; break;
-    case EV_IMAGE: on_image(s, j, &ev->image); break;
-    case EV_DONE: on_done(s, j, ev); break;
-    case EV_FAILED: job_fail_internal(s, j, &ev->err); break;
-    case EV_CANCELLED: job_fail_internal(s, j, &(struct err){.status = E_CANCELLED, .text = "the daemon is stopping"}); break;
-    default: break;
+    case EV_STARTED:
+        j->started = true;
+        break;
+    case EV_IMAGE:
+        on_image(s, j, &ev->image);
+        break;
+    case EV_DONE:
+        on_done(s, j, ev);
+        break;
+    case EV_FAILED:
+        job_fail_internal(s, j, &ev->err);
+        break;
+    case EV_CANCELLED:
+        job_fail_internal(s, j, &(struct err){.status = E_CANCELLED, .text = "the daemon is stopping"});
+        break;
+    default:
+        break;
     }
 }
 
@@ -213,7 +235,9 @@ void jobs_tick(struct server *s, int64_t now) {
             next = j->next;
             if (now < j->deadline_ms) continue;
             http_error_set(&e, 504, "deadline_exceeded", "timeout_ms", "the deadline passed while the request was %s",
-                           j->executed ? "being encoded" : j->started ? "running" : "queued");
+                           j->executed  ? "being encoded"
+                           : j->started ? "running"
+                                        : "queued");
             job_fail(s, j, &e, IMAGES_CANCELLED, 0);
         }
 }
@@ -234,7 +258,8 @@ static uint64_t random53(void) {
 }
 
 // The model that a request names, or NULL and the error.
-static const struct engine_model *find_model(struct server *s, const struct request *rq, struct http_error *e, int64_t *retry_ms) {
+static const struct engine_model *find_model(struct server *s, const struct request *rq, struct http_error *e,
+                                             int64_t *retry_ms) {
     char names[METRICS_MODELS][64];
     const struct engine_model *m = engine_model_ref(s->engine, request_model_name(rq));
     if (m) return m;
@@ -245,7 +270,7 @@ static const struct engine_model *find_model(struct server *s, const struct requ
         return NULL;
     }
     int n = engine_model_names(s->engine, names, METRICS_MODELS);
-    request_model_unknown(rq, (const char (*)[64])names, n, e);
+    request_model_unknown(rq, (const char(*)[64])names, n, e);
     return NULL;
 }
 
@@ -253,7 +278,8 @@ static const struct engine_model *find_model(struct server *s, const struct requ
 static int check_timeout(const struct config *c, struct resolved *r, struct http_error *e) {
     if (!r->job.timeout_ms) r->job.timeout_ms = c->default_timeout;
     if (r->job.timeout_ms <= c->max_timeout) return 0;
-    return http_error_set(e, 422, "out_of_range", "timeout_ms", "timeout_ms is %" PRId64 ", outside 1..%" PRId64, r->job.timeout_ms, c->max_timeout);
+    return http_error_set(e, 422, "out_of_range", "timeout_ms", "timeout_ms is %" PRId64 ", outside 1..%" PRId64,
+                          r->job.timeout_ms, c->max_timeout);
 }
 
 static int check_format(const struct exchange *ex, int n, enum answer_format *format, struct http_error *e) {
@@ -261,8 +287,10 @@ static int check_format(const struct exchange *ex, int n, enum answer_format *fo
     *format = accept_choose(accept, n);
     mem_free(accept);
     if (*format != ANSWER_NONE) return 0;
-    return http_error_set(e, 406, "not_acceptable", NULL, n == 1 ? "an answer is image/png, multipart/mixed or application/json"
-                                                                 : "%d images cannot be one image/png: accept multipart/mixed or application/json", n);
+    return http_error_set(e, 406, "not_acceptable", NULL,
+                          n == 1 ? "an answer is image/png, multipart/mixed or application/json"
+                                 : "%d images cannot be one image/png: accept multipart/mixed or application/json",
+                          n);
 }
 
 // 0, or the engine's status with the error filled.

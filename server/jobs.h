@@ -2,9 +2,9 @@
 /*
  * jobs: the requests that the engine works on. Loop thread only; the table is the only owner of a job.
  *
- * POST /v1/samples makes a job; the engine's events and the pool's finished encodings find it by id; it ends with the answer, with its deadline
- * (504), with a client that left (the engine is told, so that its rows are free at the next step) or with the daemon. An event or an encoding
- * that comes later finds no job and is dropped.
+ * POST /v1/samples makes a job; the engine's events and the pool's finished encodings find it by id; it ends with the answer,
+ * with its deadline (504), with a client that left (the engine is told, so that its rows are free at the next step) or with the
+ * daemon. An event or an encoding that comes later finds no job and is dropped.
  */
 #ifndef SITD_JOBS_H
 #define SITD_JOBS_H

@@ -17,7 +17,13 @@
 struct address { // what either kind of --listen comes to
     int family;
     socklen_t len;
-    union { struct sockaddr any; struct sockaddr_in v4; struct sockaddr_in6 v6; struct sockaddr_un un; struct sockaddr_storage room; } u;
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+        struct sockaddr_un un;
+        struct sockaddr_storage room;
+    } u;
 };
 
 static bool is_loopback(const struct address *a) {
@@ -32,7 +38,8 @@ static int parse_unix(struct address *a, const char *path, struct err *e) {
     a->u.un.sun_family = AF_UNIX;
     a->len = sizeof a->u.un;
     if (!*path || strlen(path) >= sizeof a->u.un.sun_path)
-        return err_param(e, E_RANGE, "listen", "listen: the path of a UNIX socket has 1 to %zu bytes", sizeof a->u.un.sun_path - 1);
+        return err_param(e, E_RANGE, "listen", "listen: the path of a UNIX socket has 1 to %zu bytes",
+                         sizeof a->u.un.sun_path - 1);
     strcpy(a->u.un.sun_path, path);
     return 0;
 }
@@ -48,7 +55,10 @@ static int parse_address(struct address *a, const char *text, struct err *e) {
     if (!digits || atoi(colon + 1) > 65535 || len >= sizeof host || (!bracket && memchr(text, ':', len)))
         return err_param(e, E_RANGE, "listen", "listen: '%s' is not HOST:PORT, [V6]:PORT or unix:PATH", text);
     snprintf(host, sizeof host, "%.*s", (int)(bracket ? len - 2 : len), text + bracket);
-    struct addrinfo hints = {.ai_family = bracket ? AF_INET6 : AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV}, *found;
+    struct addrinfo hints = {.ai_family = bracket ? AF_INET6 : AF_UNSPEC,
+                             .ai_socktype = SOCK_STREAM,
+                             .ai_flags = AI_PASSIVE | AI_NUMERICSERV},
+                    *found;
     int rc = getaddrinfo(*host ? host : NULL, colon + 1, &hints, &found);
     if (rc) return err_param(e, E_RANGE, "listen", "listen: '%s': %s", text, gai_strerror(rc));
     a->family = found->ai_family;
@@ -79,8 +89,11 @@ static void write_url(struct listener *l, const struct address *a) {
     char host[INET6_ADDRSTRLEN] = "";
     if (a->family == AF_UNIX) snprintf(l->url, sizeof l->url, "unix:%s", l->path);
     else if (a->family == AF_INET)
-        snprintf(l->url, sizeof l->url, "http://%s:%d", inet_ntop(AF_INET, &a->u.v4.sin_addr, host, sizeof host), ntohs(a->u.v4.sin_port));
-    else snprintf(l->url, sizeof l->url, "http://[%s]:%d", inet_ntop(AF_INET6, &a->u.v6.sin6_addr, host, sizeof host), ntohs(a->u.v6.sin6_port));
+        snprintf(l->url, sizeof l->url, "http://%s:%d", inet_ntop(AF_INET, &a->u.v4.sin_addr, host, sizeof host),
+                 ntohs(a->u.v4.sin_port));
+    else
+        snprintf(l->url, sizeof l->url, "http://[%s]:%d", inet_ntop(AF_INET6, &a->u.v6.sin6_addr, host, sizeof host),
+                 ntohs(a->u.v6.sin6_port));
 }
 
 int listen_open(struct listener *l, const char *text, struct err *e) {

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 /*
- * The loop thread turns libuv's loop and owns everything that libmicrohttpd and libuv know. MHD has no thread of its own: its epoll descriptor sits
- * under one uv_poll_t, its timeout under one uv_timer_t, and MHD_run is called from both. A resumed connection is looked at when MHD_run is next
- * called, so server_kick sets that timer to nothing; it is never called from inside MHD.
+ * The loop thread turns libuv's loop and owns everything that libmicrohttpd and libuv know. MHD has no thread of its own: its
+ * epoll descriptor sits under one uv_poll_t, its timeout under one uv_timer_t, and MHD_run is called from both. A resumed
+ * connection is looked at when MHD_run is next called, so server_kick sets that timer to nothing; it is never called from inside
+ * MHD.
  *
- * Stopping has stages. SIGTERM: not ready, --drain-delay passes while requests are still taken, so that a load balancer can look away. Then the
- * listener closes and new work is refused, but what was taken is finished, for up to --exit-timeout. Then, or at a second signal, what is left is
- * cancelled and answered 503. The daemon leaves with 1 if anything was cut off. A third signal finds the default action.
+ * Stopping has stages. SIGTERM: not ready, --drain-delay passes while requests are still taken, so that a load balancer can look
+ * away. Then the listener closes and new work is refused, but what was taken is finished, for up to --exit-timeout. Then, or at a
+ * second signal, what is left is cancelled and answered 503. The daemon leaves with 1 if anything was cut off. A third signal
+ * finds the default action.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -24,8 +26,8 @@
 #include "server/server.h"
 
 #define TICK_MS 100
-#define FLUSH_MS 2000           // for the last answers, when work was cut off
-#define MHD_MEMORY (32u << 10)  // of a connection: request head, response head and read buffer
+#define FLUSH_MS 2000          // for the last answers, when work was cut off
+#define MHD_MEMORY (32u << 10) // of a connection: request head, response head and read buffer
 
 static void set_stage(struct server *s, enum stage stage);
 
@@ -74,12 +76,14 @@ static int start_mhd(struct server *s, struct err *e) {
     s->mhd = MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL, http_handle, s,
                               MHD_OPTION_EXTERNAL_LOGGER, log_mhd, NULL, // first, so that it sees the others' complaints
                               MHD_OPTION_LISTEN_SOCKET, s->listener.fd, MHD_OPTION_CONNECTION_LIMIT, (unsigned)c->max_connections,
-                              MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)((c->idle_timeout + 999) / 1000), MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)MHD_MEMORY,
-                              MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_NOTIFY_COMPLETED, http_completed, s, MHD_OPTION_NOTIFY_CONNECTION,
-                              http_connection, s, MHD_OPTION_URI_LOG_CALLBACK, http_request_line, s, MHD_OPTION_END);
+                              MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)((c->idle_timeout + 999) / 1000),
+                              MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)MHD_MEMORY, MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1,
+                              MHD_OPTION_NOTIFY_COMPLETED, http_completed, s, MHD_OPTION_NOTIFY_CONNECTION, http_connection, s,
+                              MHD_OPTION_URI_LOG_CALLBACK, http_request_line, s, MHD_OPTION_END);
     if (!s->mhd) return err_set(e, E_INTERNAL, "libmicrohttpd could not start");
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(s->mhd, MHD_DAEMON_INFO_EPOLL_FD);
-    if (!info || uv_poll_init(&s->uv, &s->mhd_poll, info->epoll_fd)) return err_set(e, E_INTERNAL, "libmicrohttpd's epoll descriptor is not usable");
+    if (!info || uv_poll_init(&s->uv, &s->mhd_poll, info->epoll_fd))
+        return err_set(e, E_INTERNAL, "libmicrohttpd's epoll descriptor is not usable");
     uv_poll_start(&s->mhd_poll, UV_READABLE, on_mhd_readable);
     return 0;
 }
@@ -155,7 +159,8 @@ static void set_stage(struct server *s, enum stage stage) {
     s->stage = stage;
     if (before < CLOSED && stage >= CLOSED) close_listener(s);
     if (stage == DRAINING) {
-        log_info("draining", log_int("jobs", s->n_jobs), log_int("delay_ms", c->drain_delay), log_int("exit_timeout_ms", c->exit_timeout));
+        log_info("draining", log_int("jobs", s->n_jobs), log_int("delay_ms", c->drain_delay),
+                 log_int("exit_timeout_ms", c->exit_timeout));
         uv_timer_start(&s->stage_timer, on_stage_timer, (uint64_t)c->drain_delay, 0);
     } else if (stage == CLOSED) {
         log_info("listener closed", log_int("jobs", s->n_jobs), log_int("requests", s->n_exchanges));
@@ -177,10 +182,11 @@ static void log_state(struct server *s) {
     struct engine_stats st;
     engine_stats(s->engine, &st);
     const char *unready = server_unready(s);
-    log_info("state", log_str("ready", unready ? unready : "ready"), log_int("connections", s->n_conns), log_int("requests", s->n_exchanges),
-             log_int("jobs", s->n_jobs), log_int("queued_images", st.queued_images), log_int("running_images", st.running_images),
-             log_int("running_rows", st.running_rows), log_int("max_rows", st.max_rows), log_int("models", st.models_ready),
-             log_int("batches", (int64_t)st.batches), log_int("evaluations", (int64_t)st.evaluations), log_real("row_ms", st.row_ms));
+    log_info("state", log_str("ready", unready ? unready : "ready"), log_int("connections", s->n_conns),
+             log_int("requests", s->n_exchanges), log_int("jobs", s->n_jobs), log_int("queued_images", st.queued_images),
+             log_int("running_images", st.running_images), log_int("running_rows", st.running_rows),
+             log_int("max_rows", st.max_rows), log_int("models", st.models_ready), log_int("batches", (int64_t)st.batches),
+             log_int("evaluations", (int64_t)st.evaluations), log_real("row_ms", st.row_ms));
 }
 
 static void on_log_file(uv_fs_t *req) {
@@ -198,7 +204,8 @@ static void on_log_file(uv_fs_t *req) {
 
 static void reopen_log(struct server *s) {
     uv_fs_t *req = *s->config->log_file ? mem_alloc(sizeof *req) : NULL;
-    if (req && uv_fs_open(&s->uv, req, s->config->log_file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0640, on_log_file)) mem_free(req);
+    if (req && uv_fs_open(&s->uv, req, s->config->log_file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0640, on_log_file))
+        mem_free(req);
 }
 
 static void on_signal(uv_signal_t *sig, int number) {
@@ -216,7 +223,8 @@ static void on_signal(uv_signal_t *sig, int number) {
 
 static int start_uv(struct server *s, struct err *e) {
     static const int numbers[] = {SIGTERM, SIGINT, SIGHUP, SIGUSR1};
-    uv_handle_t *handles[] = {(uv_handle_t *)&s->mhd_poll, (uv_handle_t *)&s->mhd_timer, (uv_handle_t *)&s->tick, (uv_handle_t *)&s->stage_timer};
+    uv_handle_t *handles[] = {(uv_handle_t *)&s->mhd_poll, (uv_handle_t *)&s->mhd_timer, (uv_handle_t *)&s->tick,
+                              (uv_handle_t *)&s->stage_timer};
     uv_timer_init(&s->uv, &s->mhd_timer);
     uv_timer_init(&s->uv, &s->tick);
     uv_timer_init(&s->uv, &s->stage_timer);
@@ -233,9 +241,16 @@ static int start_uv(struct server *s, struct err *e) {
 
 static int start_engine(struct server *s, struct err *e) {
     const struct config *c = s->config;
-    struct engine_options o = {.models_dir = c->models, .backend = strcmp(c->backend, "auto") ? c->backend : "cpu", .precision = c->precision,
-                               .max_rows = (int)c->max_rows, .threads = (int)c->threads, .nice = (int)c->nice, .max_jobs = (int)c->max_jobs,
-                               .max_images = (int)c->max_images, .event = inbox_post, .ctx = &s->inbox};
+    struct engine_options o = {.models_dir = c->models,
+                               .backend = strcmp(c->backend, "auto") ? c->backend : "cpu",
+                               .precision = c->precision,
+                               .max_rows = (int)c->max_rows,
+                               .threads = (int)c->threads,
+                               .nice = (int)c->nice,
+                               .max_jobs = (int)c->max_jobs,
+                               .max_images = (int)c->max_images,
+                               .event = inbox_post,
+                               .ctx = &s->inbox};
     return engine_open(&s->engine, &o, e);
 }
 

@@ -14,7 +14,8 @@
 #include "server/text.h"
 
 static const double bounds[METRICS_BOUNDS] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60};
-static const int codes[METRICS_CODES - 1] = {200, 202, 204, 304, 400, 404, 405, 406, 408, 409, 410, 413, 415, 422, 429, 431, 499, 500, 503, 504};
+static const int codes[METRICS_CODES - 1] = {200, 202, 204, 304, 400, 404, 405, 406, 408, 409,
+                                             410, 413, 415, 422, 429, 431, 499, 500, 503, 504};
 static const char *const phase_names[] = {"queue", "denoise", "decode", "encode"};
 static const char *const outcome_names[] = {"done", "failed", "cancelled"};
 static const char *const stage_names[] = {"queued", "running", "encoding"};
@@ -71,13 +72,15 @@ static void histogram(struct text *t, const char *name, const char *labels, cons
     const char *comma = *labels ? "," : "";
     uint64_t sum = 0;
     for (int i = 0; i < METRICS_BOUNDS; i++)
-        text_printf(t, "%s_bucket{%s%sle=\"%g\"} %llu\n", name, labels, comma, bounds[i], (unsigned long long)(sum += h->buckets[i]));
+        text_printf(t, "%s_bucket{%s%sle=\"%g\"} %llu\n", name, labels, comma, bounds[i],
+                    (unsigned long long)(sum += h->buckets[i]));
     text_printf(t, "%s_bucket{%s%sle=\"+Inf\"} %llu\n", name, labels, comma, (unsigned long long)h->count);
     text_printf(t, "%s_sum%s%s%s %.9g\n", name, *labels ? "{" : "", labels, *labels ? "}" : "", h->sum);
     text_printf(t, "%s_count%s%s%s %llu\n", name, *labels ? "{" : "", labels, *labels ? "}" : "", (unsigned long long)h->count);
 }
 
-static void counters(struct text *t, const char *name, const char *help, const char *key, const char *const *values, const uint64_t *n, int count) {
+static void counters(struct text *t, const char *name, const char *help, const char *key, const char *const *values,
+                     const uint64_t *n, int count) {
     head(t, name, "counter", help);
     for (int i = 0; i < count; i++) text_printf(t, "%s{%s=\"%s\"} %llu\n", name, key, values[i], (unsigned long long)n[i]);
 }
@@ -134,8 +137,8 @@ static void put_engine(struct text *t, const struct engine_stats *st) {
         text_printf(t, "sitd_batch_rows_bucket{le=\"%d\"} %llu\n", rows[b], (unsigned long long)sum);
     }
     sum += st->batch_rows[32];
-    text_printf(t, "sitd_batch_rows_bucket{le=\"+Inf\"} %llu\nsitd_batch_rows_sum %llu\nsitd_batch_rows_count %llu\n", (unsigned long long)sum,
-                (unsigned long long)st->evaluations, (unsigned long long)sum);
+    text_printf(t, "sitd_batch_rows_bucket{le=\"+Inf\"} %llu\nsitd_batch_rows_sum %llu\nsitd_batch_rows_count %llu\n",
+                (unsigned long long)sum, (unsigned long long)st->evaluations, (unsigned long long)sum);
     head(t, "sitd_steps_total", "counter", "Solver evaluations of images, by sampler type.");
     for (int i = 0; i < SAMPLER_TYPE_COUNT; i++)
         text_printf(t, "sitd_steps_total{sampler=\"%s\"} %llu\n", sampler_type_name(i), (unsigned long long)st->steps[i]);
@@ -204,7 +207,8 @@ char *metrics_text(struct server *s, size_t *n) {
     put_engine(&t, &st);
     put_models(&t, s->engine);
     counters(&t, "sitd_rejected_total", "Requests refused, by reason.", "reason", reason_names, m->rejected, REJECT_COUNT);
-    counters(&t, "sitd_cancelled_total", "Jobs ended early because the client left, by how far they were.", "stage", stage_names, m->cancelled, CANCEL_STAGES);
+    counters(&t, "sitd_cancelled_total", "Jobs ended early because the client left, by how far they were.", "stage", stage_names,
+             m->cancelled, CANCEL_STAGES);
     counters(&t, "sitd_model_reloads_total", "Model loads, the first ones too.", "result", results, m->loads, 2);
     single(&t, "sitd_connections", "gauge", "Open connections.", s->n_conns);
     single(&t, "sitd_requests_active", "gauge", "Requests without a complete answer.", s->n_exchanges);

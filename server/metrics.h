@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * metrics: counters of the loop thread, and the text that Prometheus reads. What the scheduler knows (queue, rows, batches) comes from
- * engine_stats at the time of asking. Loop thread only.
+ * metrics: counters of the loop thread, and the text that Prometheus reads. What the scheduler knows (queue, rows, batches) comes
+ * from engine_stats at the time of asking. Loop thread only.
  */
 #ifndef SITD_METRICS_H
 #define SITD_METRICS_H
@@ -17,14 +17,29 @@
 enum phase { PHASE_QUEUE, PHASE_DENOISE, PHASE_DECODE, PHASE_ENCODE, PHASE_COUNT };
 enum outcome { IMAGES_DONE, IMAGES_FAILED, IMAGES_CANCELLED, OUTCOME_COUNT };
 enum cancel_stage { CANCEL_QUEUED, CANCEL_RUNNING, CANCEL_ENCODING, CANCEL_STAGES };
-enum reject_reason { REJECT_QUEUE_FULL, REJECT_LOADING, REJECT_DRAINING, REJECT_DEVICE, REJECT_INVALID, REJECT_TOO_LARGE, REJECT_SLOW, REJECT_COUNT };
+enum reject_reason {
+    REJECT_QUEUE_FULL,
+    REJECT_LOADING,
+    REJECT_DRAINING,
+    REJECT_DEVICE,
+    REJECT_INVALID,
+    REJECT_TOO_LARGE,
+    REJECT_SLOW,
+    REJECT_COUNT
+};
 
-struct histogram { uint64_t buckets[METRICS_BOUNDS + 1], count; double sum; };
+struct histogram {
+    uint64_t buckets[METRICS_BOUNDS + 1], count;
+    double sum;
+};
 struct metrics {
     uint64_t requests[METRICS_ROUTES][METRICS_CODES]; // the last code stands for others
     struct histogram duration[METRICS_ROUTES], phases[PHASE_COUNT];
     uint64_t rejected[REJECT_COUNT], cancelled[CANCEL_STAGES], loads[2]; // loads: failed, succeeded
-    struct { char name[64]; uint64_t images[OUTCOME_COUNT]; } models[METRICS_MODELS];
+    struct {
+        char name[64];
+        uint64_t images[OUTCOME_COUNT];
+    } models[METRICS_MODELS];
 };
 
 void metrics_request(struct metrics *, int route, int code, double seconds);

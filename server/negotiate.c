@@ -47,7 +47,8 @@ struct offer accept_offer(const char *accept, const char *type) {
 }
 
 enum answer_format accept_choose(const char *accept, int n) {
-    static const char *const types[] = {[ANSWER_JSON] = "application/json", [ANSWER_PNG] = "image/png", [ANSWER_MULTIPART] = "multipart/mixed"};
+    static const char *const types[] = {
+        [ANSWER_JSON] = "application/json", [ANSWER_PNG] = "image/png", [ANSWER_MULTIPART] = "multipart/mixed"};
     enum answer_format best = ANSWER_NONE;
     struct offer most = {0, -1};
     for (int i = ANSWER_JSON; i < ANSWER_NONE; i++) {

@@ -84,8 +84,13 @@ static void run_capabilities(struct exchange *ex) {
     const struct engine_model *models[MODELS_MAX];
     int n = all_models(ex->server->engine, models);
     int64_t images = c->max_images < REQUEST_MAX_IMAGES ? c->max_images : REQUEST_MAX_IMAGES;
-    struct capabilities caps = {.version = sitd_version, .device = engine_device(ex->server->engine), .models = models, .n_models = n,
-                                .max_images = (int)images, .max_rows = (int)c->max_rows, .max_timeout_ms = c->max_timeout,
+    struct capabilities caps = {.version = sitd_version,
+                                .device = engine_device(ex->server->engine),
+                                .models = models,
+                                .n_models = n,
+                                .max_images = (int)images,
+                                .max_rows = (int)c->max_rows,
+                                .max_timeout_ms = c->max_timeout,
                                 .max_body_bytes = (size_t)c->max_body};
     answer_json_text(ex, 200, capabilities_json(&caps));
     unref_all(models, n);
@@ -113,7 +118,9 @@ static void run_asset(struct exchange *ex) {
         if (!same) http_header(r, "Content-Type", "%s", a->type);
         http_header(r, "ETag", "%s", a->etag);
         http_header(r, "Cache-Control", "no-cache");
-        http_header(r, "Content-Security-Policy", "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'");
+        http_header(
+            r, "Content-Security-Policy",
+            "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'");
     }
     http_answer(ex, same ? 304 : 200, r);
 }

@@ -7,8 +7,8 @@
 #include "server/http.h"
 
 struct route {
-    const char *path;   // "/v1/models/{}": {} stands for one segment, which is not empty
-    const char *method; // "GET" (HEAD comes with it) or "POST"
+    const char *path;               // "/v1/models/{}": {} stands for one segment, which is not empty
+    const char *method;             // "GET" (HEAD comes with it) or "POST"
     void (*run)(struct exchange *); // the body is complete
 };
 #define ROUTES_MAX METRICS_ROUTES
