@@ -333,7 +333,7 @@ void http_connection(void *cls, struct MHD_Connection *mhd, void **socket_contex
         if (!c) return;
         *c->self = c->next;
         if (c->next) c->next->self = c->self;
-        s->n_conns--;
+        if (s->n_conns-- + 1 >= s->config->max_connections) s->mhd_again = true; // it looks for newcomers only at its next turn
         mem_free(c);
         *socket_context = NULL;
         return;
@@ -385,7 +385,7 @@ static void client_left(struct exchange *ex) {
 }
 
 // MHD takes a short read for the end of what there is and so misses the end of a stream that came with it: a connection whose
-// client has been gone for a whole tick, with no request on it, is shut, which MHD does notice.
+// client has been gone for a whole tick while a request was awaited or arriving is shut, which MHD does notice.
 static void close_hung_up(struct conn *c) {
     if (c->hung_up && !c->aborted) {
         c->aborted = 499;
@@ -394,23 +394,28 @@ static void close_hung_up(struct conn *c) {
     c->hung_up = true;
 }
 
-static bool watched(const struct conn *c) { return !c->ex || c->ex->state == EX_WAITING; }
+// Returns whether a waiting exchange was ended.
+static bool look_at(struct conn *c, short events) {
+    bool gone = events & (POLLHUP | POLLERR | POLLNVAL), closed = gone || events & POLLRDHUP;
+    enum ex_state state = c->ex ? c->ex->state : EX_BODY;
+    if (closed && state == EX_WAITING) {
+        client_left(c->ex);
+        return true;
+    }
+    if ((closed && state == EX_BODY) || (gone && state == EX_SENDING))
+        close_hung_up(c); // who closed one side only may still read
+    else c->hung_up = false;
+    return false;
+}
 
 void http_tick(struct server *s, int64_t now) {
     int n = 0, i = 0, left = 0;
-    for (struct conn *c = s->conns; c; c = c->next) {
+    for (struct conn *c = s->conns; c && n < s->config->max_connections; c = c->next) {
         check_slow(s, c, now);
-        if (watched(c) && n < s->config->max_connections) s->polls[n++] = (struct pollfd){.fd = c->fd, .events = POLLRDHUP};
+        s->polls[n++] = (struct pollfd){.fd = c->fd, .events = POLLRDHUP};
     }
     if (!n || poll(s->polls, (nfds_t)n, 0) <= 0) return;
-    for (struct conn *c = s->conns; c && i < n; c = c->next) { // the same walk: nothing changed the list
-        if (!watched(c) || !(s->polls[i++].revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL))) continue;
-        if (!c->ex) close_hung_up(c);
-        else {
-            client_left(c->ex);
-            left++;
-        }
-    }
+    for (struct conn *c = s->conns; c && i < n; c = c->next) left += look_at(c, s->polls[i++].revents); // the same walk as above
     if (left) server_kick(s);
 }
 

@@ -47,7 +47,10 @@ static void on_mhd_timer(uv_timer_t *t) { run_mhd(t->data); }
 
 static void run_mhd(struct server *s) {
     MHD_UNSIGNED_LONG_LONG ms;
-    MHD_run(s->mhd);
+    do {
+        s->mhd_again = false;
+        MHD_run(s->mhd);
+    } while (s->mhd_again);
     if (MHD_get_timeout(s->mhd, &ms) != MHD_YES) {
         uv_timer_stop(&s->mhd_timer);
         return;

@@ -43,6 +43,7 @@ struct server {
     struct conn *conns;
     struct pollfd *polls; // scratch of the tick, max_connections long
     int n_conns, n_exchanges;
+    bool mhd_again; // MHD_run must be called once more
     struct job *jobs[JOB_BUCKETS];
     int n_jobs;
     struct metrics metrics;
