@@ -209,8 +209,10 @@ static void write_past_mhd(struct conn *c, int code, const char *reason, const c
         int n = snprintf(
             text, sizeof text,
             "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: application/json\r\n%s%s%sContent-Length: %zu\r\n\r\n%s", code,
-            code == 408 ? "Request Timeout" : "Content Too Large", id ? "X-Request-Id: " : "", id ? id : "", id ? "\r\n" : "",
-            strlen(json), json);
+            code == 408   ? "Request Timeout"
+            : code == 413 ? "Content Too Large"
+                          : "Service Unavailable",
+            id ? "X-Request-Id: " : "", id ? id : "", id ? "\r\n" : "", strlen(json), json);
         if (n > 0 && n < (int)sizeof text && send(c->fd, text, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
             n = 0; // the client sees a bare close
     }
@@ -417,6 +419,12 @@ void http_tick(struct server *s, int64_t now) {
     if (!n || poll(s->polls, (nfds_t)n, 0) <= 0) return;
     for (struct conn *c = s->conns; c && i < n; c = c->next) left += look_at(c, s->polls[i++].revents); // the same walk as above
     if (left) server_kick(s);
+}
+
+void http_give_up(struct server *s) {
+    for (struct conn *c = s->conns; c; c = c->next)
+        if (c->ex && c->ex->state == EX_BODY && !c->aborted)
+            write_past_mhd(c, 503, "the daemon is stopping", "stopping", c->ex->id);
 }
 
 bool http_quiet(const struct server *s) {

@@ -73,6 +73,7 @@ void http_header(struct MHD_Response *, const char *name, const char *fmt, ...) 
 char *http_accept(const struct exchange *); // all Accept headers joined; caller mem_free's; NULL: none
 
 void http_tick(struct server *, int64_t now_ms); // slow senders, clients that left
+void http_give_up(struct server *);              // the daemon stops: requests that are still arriving are answered 503
 bool http_quiet(const struct server *); // no exchange, and no connection so young that its first request may be under way
 
 #endif

@@ -176,6 +176,7 @@ static void set_stage(struct server *s, enum stage stage) {
         }
         engine_stop(s->engine, false);
         jobs_give_up(s);
+        http_give_up(s);
         uv_timer_start(&s->stage_timer, on_stage_timer, s->n_exchanges ? FLUSH_MS : 0, 0);
     }
     server_watch(s);

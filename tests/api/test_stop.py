@@ -125,6 +125,7 @@ def test_stop_while_clients_dawdle(start):
         time.sleep(0.1)
         d.signal(signal.SIGTERM)
         assert d.wait() == 1
+        assert s.recv(4096).startswith(b"HTTP/1.1 503 ")
 
 
 def test_user_signals(start, tmp_path):
@@ -223,7 +224,7 @@ def test_corrupt_checkpoint(models, tmp_path):
 
 
 def test_listens_while_loading(tmp_path):
-    tiny.write(tmp_path / "m" / "big", width=256, depth=6, heads=4)
+    tiny.write(tmp_path / "m" / "big", width=128, depth=4, heads=4)
     p = subprocess.Popen([BINARY, "serve", "--models", tmp_path / "m", "--listen", "127.0.0.1:0", "--backend", BACKEND], stdout=subprocess.PIPE,
                          stderr=subprocess.DEVNULL, text=True, env=clean_env())
     try:
