@@ -95,7 +95,8 @@ function rememberSampler() {
 
 function visibility() {
   const sde = type() === "sde", adaptive = !sde && $("method").value === "dopri5";
-  const when = { steps: !adaptive, dopri5: adaptive, sde, last: sde && $("last_step").value !== "none", null: model.null_class, guided: Number($("scale").value) !== 1 };
+  const guided = Number($("scale").value) !== 1, last = sde && $("last_step").value !== "none";
+  const when = { steps: !adaptive, dopri5: adaptive, sde, last, null: model.null_class, guided, channels: guided && model.max_guidance_channels > 1 };
   for (const e of document.querySelectorAll("[data-when]")) e.hidden = !when[e.dataset.when];
 }
 
@@ -145,7 +146,7 @@ function guidancePart() {
   const from = number("from"), to = number("to");
   if (from !== 0 || to !== 1) g.interval = [from === undefined ? 0 : from, to === undefined ? 1 : to];
   const channels = $("channels").value;
-  if (channels) g.channels = channels === "all" ? "all" : Number(channels);
+  if (channels && model.max_guidance_channels > 1) g.channels = channels === "all" ? "all" : Number(channels);
   return g;
 }
 
@@ -445,7 +446,11 @@ $("filter").addEventListener("input", fillChips);
 $("scale").addEventListener("input", () => { $("scale-slider").value = $("scale").value; });
 $("scale-slider").addEventListener("input", () => { $("scale").value = $("scale-slider").value; });
 $("type").addEventListener("change", fillSampler);
-$("form").addEventListener("change", (event) => { if (caps && event.target.name !== "type") rememberSampler(); });
+$("form").addEventListener("change", (event) => {
+  if (!caps) return;
+  if (event.target.name !== "type") rememberSampler();
+  changed();
+});
 $("keep").addEventListener("click", () => { $("seed").value = shown.answer.seed; changed(); });
 $("stop").addEventListener("click", () => running && running.abort());
 $("copy").addEventListener("click", copy);
