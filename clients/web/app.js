@@ -280,7 +280,7 @@ async function generate() {
 
 /* ---- showing ---- */
 
-const duration = (ms) => (ms >= 10000 ? `${(ms / 1000).toFixed(1)} s` : ms >= 100 ? `${Math.round(ms)} ms` : `${ms.toFixed(1)} ms`);
+const duration = (ms) => (ms >= 1000 ? `${(ms / 1000).toFixed(ms >= 10000 ? 1 : 2)} s` : `${ms.toFixed(ms >= 100 ? 0 : ms >= 1 ? 1 : 2)} ms`);
 const source = (image) => `data:image/png;base64,${image.b64_json}`;
 const caption = (image) => (image.label !== null ? image.label : image.class === null ? "unconditional" : `class ${image.class}`);
 
@@ -293,6 +293,7 @@ function layout(entry) {
   const size = entry.model.image_size, wish = columns === 1 ? 480 : columns === 2 ? 288 : 640 / columns;
   const style = $("pictures").style;
   style.setProperty("--columns", columns);
+  style.setProperty("--few", columns <= 4 ? columns : columns % 4 === 0 ? 4 : 3); // on a phone
   style.setProperty("--tile", `${size * Math.max(1, Math.floor(wish / size))}px`);
   $("pictures").classList.toggle("many", columns > 4);
 }
