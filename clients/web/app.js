@@ -228,12 +228,6 @@ function showError(error, retry) {
 
 /* ---- asking ---- */
 
-function headers(accept) {
-  const h = { "Content-Type": "application/json", Accept: accept };
-  if ($("key").value) h.Authorization = `Bearer ${$("key").value}`;
-  return h;
-}
-
 function busy(on) {
   $("go").disabled = on;
   $("stop").hidden = !on;
@@ -242,7 +236,7 @@ function busy(on) {
 }
 
 async function ask(request) {
-  const response = await fetch("v1/samples", { method: "POST", headers: headers("application/json"), body: JSON.stringify(request), signal: running.signal });
+  const response = await fetch("v1/samples", { method: "POST", headers: { "Content-Type": "application/json", Accept: "application/json" }, body: JSON.stringify(request), signal: running.signal });
   const text = await response.text();
   let body;
   try {
@@ -373,7 +367,6 @@ function curl() {
   const request = shown ? shown.request : build();
   const one = (request.classes ? request.classes.length : request.n || 1) === 1;
   const lines = [`curl ${quote(`${location.origin}/v1/samples`)}`, "-H 'Content-Type: application/json'"];
-  if ($("key").value) lines.push('-H "Authorization: Bearer $SITD_KEY"');
   if (one) lines.push("-H 'Accept: image/png' -o picture.png");
   lines.push(`-d ${quote(pretty(request))}`);
   return lines.join(" \\\n  ");
@@ -414,7 +407,7 @@ function theme(next) {
 async function start() {
   theme(false);
   try {
-    const response = await fetch("v1/capabilities", { headers: headers("application/json") });
+    const response = await fetch("v1/capabilities");
     const body = await response.json();
     if (!response.ok) throw body.error || { message: `The daemon answered ${response.status}.` };
     if (!body.models.length) throw { message: "No model is ready yet." };
