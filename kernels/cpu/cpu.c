@@ -131,19 +131,6 @@ static void cpu_close(struct kern *k) {
     free(cpu);
 }
 
-// The vector code that both the processor and ONEDNN_MAX_CPU_ISA allow: one limit for all of the back end
-static const struct simd *best_simd(void) {
-#if defined(__x86_64__)
-    unsigned isa = (unsigned)dnnl_get_effective_cpu_isa();
-    bool avx512 = (isa & dnnl_cpu_isa_avx512_core) == dnnl_cpu_isa_avx512_core, avx2 = (isa & dnnl_cpu_isa_avx2) == dnnl_cpu_isa_avx2;
-    if (avx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-        return &simd_avx512;
-    if (avx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &simd_avx2;
-#endif
-    return NULL;
-}
-
 bool kern_cpu_has_bf16(void) {
 #if defined(__x86_64__)
     unsigned isa = (unsigned)dnnl_get_effective_cpu_isa();
@@ -151,6 +138,19 @@ bool kern_cpu_has_bf16(void) {
 #else
     return false;
 #endif
+}
+
+// The vector code that both the processor and ONEDNN_MAX_CPU_ISA allow: one limit for all of the back end
+static const struct simd *best_simd(void) {
+#if defined(__x86_64__)
+    unsigned isa = (unsigned)dnnl_get_effective_cpu_isa();
+    bool avx512 = (isa & dnnl_cpu_isa_avx512_core) == dnnl_cpu_isa_avx512_core, avx2 = (isa & dnnl_cpu_isa_avx2) == dnnl_cpu_isa_avx2;
+    if (avx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        return kern_cpu_has_bf16() ? &simd_avx512bf16 : &simd_avx512;
+    if (avx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &simd_avx2;
+#endif
+    return NULL;
 }
 
 static void describe(struct kern *k, const struct cpu *cpu) {
@@ -164,7 +164,7 @@ static void describe(struct kern *k, const struct cpu *cpu) {
     }
     if (f) fclose(f);
     snprintf(k->device, sizeof k->device, "%.52s, %d thread%s, %s", model, cpu->threads, cpu->threads == 1 ? "" : "s",
-             k->act == KERN_BF16 ? "AVX-512 BF16" : cpu->simd ? cpu->simd->name : "no vector code");
+             cpu->simd ? cpu->simd->name : "no vector code");
 }
 
 static void pool_thread_ready(int thread, int task, void *ctx) {

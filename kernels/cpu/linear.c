@@ -54,23 +54,20 @@ struct cpu_linear {
 /* ---- how a layer is cut: by its sizes only ---- */
 
 static int chunk_lines(int unit, bool bf16) {
-    enum { MOST = 256, LEAST = 32 };
+    enum { MOST = 64, LEAST = 16 };
     if (unit == KERN_VEC && !bf16) return 1; // lines of different rows: see vectors.c, which does not run on this processor
-    if (unit <= MOST) return unit;
-    for (int c = MOST; c >= LEAST; c--)
+    for (int c = unit <= MOST ? unit / 2 : MOST; c >= LEAST; c--)
         if (unit % c == 0) return c;
     return unit;
 }
 
-// A panel is wide enough to run at speed and narrow enough that a few threads share a row. Vectors are bound by the reading of weights.
-static int panel_width(int out, int chunk) {
-    static const int widths[] = {192, 256, 288, 320, 224, 160, 128};
-    if (chunk <= KERN_VEC) return out < 768 ? out : 768;
-    if (out < 192) return out;
-    if (out < 768) return KERN_ROUND_UP((out + 1) / 2, 32);
+// Short sums (small `in`) want whole lines: the kernel's ways in and out of a panel cost up to 30 % there. Long ones do not mind.
+static int panel_width(int out, int in) {
+    static const int widths[] = {384, 320, 288, 256, 224, 192};
+    if (out < 768 || in < 512) return out < 4096 ? out : 4096;
     for (size_t i = 0; i < sizeof widths / sizeof *widths; i++)
         if (out % widths[i] == 0) return widths[i];
-    return 192;
+    return 384;
 }
 
 /* ---- shapes ---- */
@@ -145,7 +142,7 @@ static struct shape shape_of(enum kern_dtype act, const struct kern_linear_spec 
     s.mul = data_type(mul);
     s.dst = through_scratch ? dnnl_f32 : data_type(y);
     s.chunk = chunk_lines(spec->unit, mul == KERN_BF16);
-    s.width = panel_width(spec->out, s.chunk);
+    s.width = panel_width(spec->out, spec->in);
     s.panels = (s.out + s.width - 1) / s.width;
     s.dst_ld = (size_t)(through_scratch ? s.width : s.out);
     if (s.x != s.mul) s.converted_bytes = kern_alloc_size((size_t)s.chunk * (size_t)s.in * type_size(s.mul));

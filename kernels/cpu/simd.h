@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * simd: the vectorised loops of the cpu back end, one table per instruction set. kernels/cpu/simd_body.h is their one text; simd_avx2.c and
- * simd_avx512.c compile it for 8 and for 16 lanes. Only those files may hold vector instructions: they are never entered
+ * simd: the vectorised loops of the cpu back end, one table per instruction set. kernels/cpu/simd_body.h is their one text; simd_avx2.c compiles
+ * it for 8 lanes, simd_avx512.c and simd_avx512bf16.c for 16. Only those files may hold vector instructions: they are never entered
  * on a processor that lacks them.
  */
 #ifndef KERN_CPU_SIMD_H
@@ -53,6 +53,6 @@ struct simd {
     void (*row_update)(float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise, const struct kern_row_update *);
 };
 
-extern const struct simd simd_avx2, simd_avx512;
+extern const struct simd simd_avx2, simd_avx512, simd_avx512bf16;
 
 #endif

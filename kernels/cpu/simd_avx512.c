@@ -10,5 +10,7 @@
 #define V_SQRT(x) ((vf)_mm512_sqrt_ps((__m512)(x)))
 #define V_MAX(a, b) ((vf)_mm512_max_ps((__m512)(a), (__m512)(b)))
 #define V_MIN(a, b) ((vf)_mm512_min_ps((__m512)(a), (__m512)(b)))
+#define V_SUM(x) _mm512_reduce_add_ps((__m512)(x))
+#define V_TOP(x) _mm512_reduce_max_ps((__m512)(x))
 #include "kernels/cpu/simd_body.h"
 #endif

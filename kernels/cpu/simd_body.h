@@ -4,6 +4,8 @@
  *   W            floats a vector            SIMD, SIMD_NAME   the table to define, its name for people
  *   V_FMA(a,b,c) a*b + c in one rounding    V_SQRT(x)
  *   V_MAX(a,b), V_MIN(a,b)                  as the processor: the second operand if one is NaN
+ *   V_NARROW(x)  (optional)                 to bfloat16
+ *   V_SUM(x), V_TOP(x)                      of all elements, in a fixed order
  *   MR           lines of a register tile in attention (MR*2 accumulators)
  * GCC's vector extensions do the rest. Sums run in a fixed order that depends on sizes only. NaNs are never lost on the way: a
  * broken weight or image must show up at the end.
@@ -35,8 +37,12 @@ INLINE void v_store_n(float *p, vf v, int n) { memcpy(p, &v, (size_t)n * 4); }
 
 INLINE vf widen(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
 INLINE vh narrow(vf v) { // as kern_f32_to_bf16
+#ifdef V_NARROW
+    return V_NARROW(v);
+#else
     vu b = (vu)v, up = (b + 0x7fff + (b >> 16 & 1)) >> 16, nan = (vu)((b & 0x7fffffff) > 0x7f800000);
     return __builtin_convertvector((up & ~nan) | ((b >> 16 | 0x40) & nan), vh);
+#endif
 }
 
 // W elements of an act buffer; n < W for the last, incomplete vector of a line
@@ -57,21 +63,6 @@ INLINE void act_store(bool bf16, void *p, size_t at, vf v, int n) {
     h = narrow(v);
     if (n == W) memcpy((uint16_t *)p + at, &h, sizeof h);
     else memcpy((uint16_t *)p + at, &h, (size_t)n * 2);
-}
-
-INLINE float v_sum(vf v) { // halves added to halves
-    float a[W];
-    v_store(a, v);
-    for (int n = W / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) a[i] += a[i + n];
-    return a[0];
-}
-INLINE float v_top(vf v) {
-    float a[W];
-    v_store(a, v);
-    for (int n = W / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) a[i] = a[i] > a[i + n] || a[i] != a[i] ? a[i] : a[i + n];
-    return a[0];
 }
 
 // 2^x for x <= 127, 0 below 2^-126; within 1e-7
@@ -113,13 +104,13 @@ INLINE void norm_line(const struct simd_norm *a, size_t line, bool bf16, bool ga
         sum += last;
     }
     if (!a->y) return;
-    float mean = v_sum(sum) / (float)a->C;
+    float mean = V_SUM(sum) / (float)a->C;
     for (size_t i = 0; i + W <= C; i += W) {
         vf d = v_load(x + i) - mean;
         squares = V_FMA(d, d, squares);
     }
     for (int i = 0; i < tail && tail < W; i++) squares[i] += (last[i] - mean) * (last[i] - mean);
-    float rstd = 1.0f / sqrtf(v_sum(squares) / (float)a->C + a->eps);
+    float rstd = 1.0f / sqrtf(V_SUM(squares) / (float)a->C + a->eps);
     for (size_t i = 0; i < C; i += W) {
         int n = i + W <= C ? W : tail;
         vf v = n == W ? v_load(x + i) : v_load_n(x + i, n), sc = n == W ? v_load(a->scale + i) : v_load_n(a->scale + i, n);
@@ -281,14 +272,14 @@ INLINE float soften(float *p, int n, float *top, float *sum) {
         vf x = v_load(p + j);
         m = V_MAX(x, m);
     }
-    float m1 = v_top(m);
+    float m1 = V_TOP(m);
     for (int j = 0; j < n; j += W) {
         vf e = v_exp2(v_load(p + j) - m1);
         v_store(p + j, e);
         s += e;
     }
     float decay = v_exp2(v_all(*top - m1))[0];
-    *sum = *sum * decay + v_sum(s);
+    *sum = *sum * decay + V_SUM(s);
     *top = m1;
     return decay;
 }
@@ -311,7 +302,10 @@ INLINE void attend(const struct simd_head *a, const struct head_tile *t, int q0,
     float top[MR], sum[MR] = {0}, scale = 1.44269504f / sqrtf((float)a->D);
     for (int r = 0; r < MR; r++) {
         top[r] = -INFINITY;
-        for (int d = 0; d < a->D; d++) t->q[r * a->D + d] = q0 + r < a->T ? scale * kern_load(a->act, a->q, (size_t)(q0 + r) * a->ld + (size_t)d) : 0;
+        for (int d = 0; d < a->D; d += W) {
+            int n = d + W <= a->D ? W : a->D - d;
+            act_store(false, t->q, (size_t)(r * a->D + d), q0 + r < a->T ? scale * act_load(bf16, a->q, (size_t)(q0 + r) * a->ld + (size_t)d, n) : (vf){0}, n);
+        }
     }
     memset(t->o, 0, sizeof(float) * MR * (size_t)t->padded_D);
     for (int k0 = 0; k0 < a->T; k0 += KEYS) meet_keys(a, t, k0, top, sum);
