@@ -1,4 +1,4 @@
-# sitd. `make help` lists the targets. Objects live in build/<configuration>, so switching never needs a clean.
+# sitd. `make help` lists the targets; V=1 shows the commands. Objects live in build/<configuration>, so switching never needs a clean.
 CUDA ?= auto
 SAN ?=
 WERROR ?= 0
@@ -12,6 +12,7 @@ OUT := $(BUILD)/$(CONFIG)
 VERSION := $(shell cat VERSION)
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
+Q := $(if $(V),,@)
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes $(if $(filter 1,$(WERROR)),-Werror)
 CFLAGS ?= -O3 -g
 ALL_CFLAGS = -std=c17 -D_GNU_SOURCE -I. $(WARN) $(CFLAGS) -ffp-contract=off -fno-omit-frame-pointer -pthread
@@ -55,25 +56,31 @@ $(OUT)/server/assets.o: $(WEB)
 
 $(OUT)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(ISA) -MMD -MP -c -o $@ $<
+	@echo "  CC    $<"
+	$(Q)$(CC) $(ALL_CFLAGS) $(ISA) -MMD -MP -c -o $@ $<
 
 $(OUT)/libsitd.a: $(LIB_OBJ)
 	@rm -f $@
-	ar rcs $@ $^
+	@echo "  AR    $@"
+	$(Q)ar rcs $@ $^
 $(OUT)/sitd: $(OUT)/server/main.o $(SERVER_OBJ) $(OUT)/libsitd.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	@echo "  LINK  $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(OUT)/tests/run: $(TEST_OBJ) $(SERVER_OBJ) $(OUT)/libsitd.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	@echo "  LINK  $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 tests: $(OUT)/tests/run
 $(OUT)/bench-ops: $(OUT)/tests/bench/bench_ops.o $(OUT)/tests/ops/cases.o $(OUT)/libsitd.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	@echo "  LINK  $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 -include $(LIB_OBJ:.o=.d) $(SERVER_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(OUT)/server/main.d
 
 # Fuzz targets: libFuzzer by clang, in a configuration of their own.
 FUZZERS := $(FUZZ_SRC:%.c=$(BUILD)/fuzz/%)
 $(BUILD)/fuzz/tests/fuzz/fuzz_%: $(OUT)/tests/fuzz/fuzz_%.o $(OUT)/libsitd.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	@echo "  LINK  $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 fuzzers:
 	$(MAKE) SAN=fuzz $(FUZZERS)
 fuzz: fuzzers ## run every fuzz target for SECONDS=N each
