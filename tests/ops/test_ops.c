@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The cpu back end against the reference, and its rows against themselves in other company: every case, both instruction sets.
+#include <dirent.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include "kernels/backend.h"
 #include "kernels/philox.h"
 #include "tests/ops/cases.h"
@@ -227,6 +231,34 @@ TEST(ops_rows_visit_each_row_once) {
     }
 }
 
+// One thread each for the pool, nicer than the caller, and none from OpenMP
+TEST(ops_threads_are_counted_and_nice) {
+    struct kern *k;
+    char why[256];
+    CHECK(kern_open(&k, &(struct kern_config){.backend = "cpu", .threads = 3, .nice = 4}, why, sizeof why) == 0);
+    for (int i = 0; i < op_cases_n; i++) {
+        struct op_run o;
+        if (op_cases[i].dtype != KERN_F32 || op_cases[i].op != OP_NET) continue;
+        opened(&o, k, &op_cases[i], 5, NULL);
+        op_close(&o);
+    }
+    int threads = 0, nicer = 0;
+    DIR *d = opendir("/proc/self/task");
+    CHECK(d);
+    for (struct dirent *e; (e = readdir(d));) {
+        if (e->d_name[0] == '.') continue;
+        int p = getpriority(PRIO_PROCESS, (id_t)atoi(e->d_name)), want = getpriority(PRIO_PROCESS, 0) + 4;
+        threads++;
+        nicer += p == (want > 19 ? 19 : want) && atoi(e->d_name) != getpid();
+    }
+    closedir(d);
+#ifndef __SANITIZE_THREAD__ // which has one of its own
+    CHECK(threads == 4);
+#endif
+    CHECK(nicer == 3);
+    kern_close(k);
+}
+
 TEST(ops_refusals_say_why) {
     struct kern *k;
     char why[256];
@@ -242,12 +274,59 @@ TEST(ops_refusals_say_why) {
         CHECK(k->attention(k, NULL, NULL, 1, 4, 1, 136, NULL) == KERN_EUNSUPPORTED);
         CHECK(k->attention(k, NULL, NULL, 1, 4097, 1, 8, NULL) == KERN_EUNSUPPORTED && strstr(k->why, "4097"));
         CHECK(k->alloc(k, SIZE_MAX - 5, &p) == KERN_ENOMEM && !p && strstr(k->why, "memory"));
+#ifndef __SANITIZE_ADDRESS__ // which ends the process instead
         CHECK(k->alloc(k, (size_t)1 << 60, &p) == KERN_ENOMEM && !p);
+#endif
         CHECK(k->alloc(k, 0, &p) == 0 && p && (uintptr_t)p % 64 == 0);
         k->free(k, p);
         kern_close(k);
     }
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) // their shadows need the address space
+static void limit_memory(size_t more) { // beyond what is mapped now; 0: no limit
+    long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    CHECK(f && fscanf(f, "%ld", &pages) == 1);
+    fclose(f);
+    struct rlimit r;
+    getrlimit(RLIMIT_AS, &r);
+    r.rlim_cur = more ? (rlim_t)pages * 4096 + more : r.rlim_max;
+    CHECK(setrlimit(RLIMIT_AS, &r) == 0);
+}
+
+// With less and less memory a layer or a back end is made or refused, never half made; and what exists goes on working
+TEST(ops_out_of_memory_is_a_status) {
+    enum { N = 2048 };
+    int refused = 0, made = 0, kerns = 0;
+    struct kern *k = open_kern("cpu", KERN_F32, 2);
+    float *w = calloc(N, N * sizeof *w);
+    CHECK(w);
+    const struct kern_linear_spec token = {.out = N, .in = N, .unit = 64}, vector = {.out = N, .in = N, .unit = KERN_VEC};
+    for (size_t more = (size_t)48 << 20; more >= (size_t)1 << 20; more -= (size_t)1 << 20) {
+        struct kern_linear *l;
+        limit_memory(more);
+        for (int i = 0; i < 2; i++) {
+            int rc = k->linear_new(k, i ? &vector : &token, w, NULL, &l);
+            CHECK(rc == 0 || (rc == KERN_ENOMEM && !l && strstr(k->why, "memory")));
+            if (rc == 0) k->linear_free(k, l);
+            made += rc == 0;
+            refused += rc != 0;
+        }
+        struct kern *other;
+        char why[256] = "";
+        int rc = kern_open(&other, &(struct kern_config){.backend = "cpu", .threads = 4}, why, sizeof why);
+        CHECK(rc == 0 || ((rc == KERN_ENOMEM || rc == KERN_ETHREAD) && !other && *why));
+        kerns += rc == 0;
+        kern_close(other);
+        limit_memory(0);
+    }
+    if (!made || !refused || !kerns || kerns == 48) test_fail(__FILE__, __LINE__, "%d layers made, %d refused, %d back ends", made, refused, kerns);
+    compare_case(&op_cases[0], k, k, 2);
+    free(w);
+    kern_close(k);
+}
+#endif
 
 TEST(ops_bf16_is_refused_where_the_processor_lacks_it) {
     setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE", 1);
