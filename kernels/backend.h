@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * backend: what back ends share inside kernels/ and nobody else includes: how they register, how they fail, and the 16-bit number formats.
+ * backend: what back ends share inside kernels/ and nobody else includes: how they register, how they fail, and the 16-bit number
+ * formats.
  */
 #ifndef KERN_BACKEND_H
 #define KERN_BACKEND_H
@@ -12,8 +13,9 @@ int kern_fail(struct kern *, int status, const char *fmt, ...) __attribute__((fo
 
 #define KERN_MAX_TOKENS 4096 // attention: T is 1 .. this
 
-void kern_ref_fill(struct kern *);                                // every entry of the table
-int kern_cpu_open(struct kern *, const struct kern_config *);     // replaces entries; on failure k->why has the text and nothing is held
+void kern_ref_fill(struct kern *); // every entry of the table
+int kern_cpu_open(struct kern *,
+                  const struct kern_config *); // replaces entries; on failure k->why has the text and nothing is held
 
 // Checks that every back end makes alike. 0 or a status with k->why set.
 int kern_check_linear(struct kern *, const struct kern_linear_spec *);

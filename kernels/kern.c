@@ -32,7 +32,8 @@ static int open_backend(struct kern *k, const struct kern_config *cfg) {
     k->act = cfg->act;
     k->close = ref_close;
     kern_ref_fill(k);
-    if (cfg->act != KERN_F32 && cfg->act != KERN_BF16) return kern_fail(k, KERN_EUNSUPPORTED, "activations are float32 or bfloat16");
+    if (cfg->act != KERN_F32 && cfg->act != KERN_BF16)
+        return kern_fail(k, KERN_EUNSUPPORTED, "activations are float32 or bfloat16");
     for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
         if (cfg->backend && strcmp(cfg->backend, backends[i].name) == 0) return backends[i].open(k, cfg);
     return kern_fail(k, KERN_EUNSUPPORTED, "there is no back end \"%s\" in this build", cfg->backend ? cfg->backend : "");
@@ -69,13 +70,17 @@ size_t kern_alloc_size(size_t bytes) {
 }
 
 int kern_check_linear(struct kern *k, const struct kern_linear_spec *s) {
-    if (s->out < 1 || s->in < 1 || s->unit < 1) return kern_fail(k, KERN_EUNSUPPORTED, "linear layer of %d x %d in units of %d", s->out, s->in, s->unit);
-    if (s->act != KERN_NONE && s->act != KERN_GELU_TANH && s->act != KERN_SILU) return kern_fail(k, KERN_EUNSUPPORTED, "activation %d", (int)s->act);
+    if (s->out < 1 || s->in < 1 || s->unit < 1)
+        return kern_fail(k, KERN_EUNSUPPORTED, "linear layer of %d x %d in units of %d", s->out, s->in, s->unit);
+    if (s->act != KERN_NONE && s->act != KERN_GELU_TANH && s->act != KERN_SILU)
+        return kern_fail(k, KERN_EUNSUPPORTED, "activation %d", (int)s->act);
     return KERN_OK;
 }
 
 int kern_check_attention(struct kern *k, int T, int H, int D) {
-    if (T < 1 || T > KERN_MAX_TOKENS) return kern_fail(k, KERN_EUNSUPPORTED, "attention over %d tokens (1 to %d)", T, KERN_MAX_TOKENS);
-    if (H < 1 || D < 8 || D > 128 || D % 8) return kern_fail(k, KERN_EUNSUPPORTED, "%d heads of dimension %d (a multiple of 8 up to 128)", H, D);
+    if (T < 1 || T > KERN_MAX_TOKENS)
+        return kern_fail(k, KERN_EUNSUPPORTED, "attention over %d tokens (1 to %d)", T, KERN_MAX_TOKENS);
+    if (H < 1 || D < 8 || D > 128 || D % 8)
+        return kern_fail(k, KERN_EUNSUPPORTED, "%d heads of dimension %d (a multiple of 8 up to 128)", H, D);
     return KERN_OK;
 }

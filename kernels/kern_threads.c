@@ -3,8 +3,8 @@
  * kern_threads: how many threads this process may really run at once.
  *
  * The affinity mask says on which processors, the cgroup's quota for how much of the time: a container limited to two processors'
- * worth of time on a 64-core machine has all 64 in its mask, and 64 threads would be throttled for most of each period. A quota binds all
- * levels of the tree, so each ancestor of our group is asked, in version 2 (cpu.max) and in version 1 (cpu.cfs_*).
+ * worth of time on a 64-core machine has all 64 in its mask, and 64 threads would be throttled for most of each period. A quota
+ * binds all levels of the tree, so each ancestor of our group is asked, in version 2 (cpu.max) and in version 1 (cpu.cfs_*).
  */
 #include "kernels/kern.h"
 

@@ -2,20 +2,20 @@
 /*
  * philox: counter-based noise that is the same everywhere.
  *
- * Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11) keyed by the request's seed; the counter holds
- * (element block, draw, image, 0), so a number depends on (seed, image, draw, element) and never on how many calls came before.
- * Integers are exact by construction. The normals are Box-Muller with our own log and sin/cos polynomials in explicit fma,
- * compiled with -ffp-contract=off (nvcc: the only products that meet a sum are inside fmaf), so that CPU and GPU agree bit for bit:
- * no libm transcendental, no table, no division; sqrt is correctly rounded by IEEE 754. One counter gives four normals: elements
- * 4b .. 4b+3.
+ * Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11) keyed by the request's seed; the counter
+ * holds (element block, draw, image, 0), so a number depends on (seed, image, draw, element) and never on how many calls came
+ * before. Integers are exact by construction. The normals are Box-Muller with our own log and sin/cos polynomials in explicit
+ * fma, compiled with -ffp-contract=off (nvcc: the only products that meet a sum are inside fmaf), so that CPU and GPU agree bit
+ * for bit: no libm transcendental, no table, no division; sqrt is correctly rounded by IEEE 754. One counter gives four normals:
+ * elements 4b .. 4b+3.
  *
  *   radius: u = (x >> 1) 2^-31 + 2^-32 in [2^-32, 1], r = sqrt(-2 ln u), so |normal| <= 6.67 (a 24-bit u would stop at 5.8)
  *   angle:  the top two bits of x choose the quadrant, the other 30 the place phi in [-pi/4, pi/4) in it. Measuring from -pi/4
  *           turns the circle by a constant, which a uniform angle does not notice, and keeps the polynomials on a short interval.
  * The polynomials were fitted by weighted least squares (Lawson) in double and rounded; errors stay below 2e-7 relative.
  *
- * Header-only so that C, vectorised C and CUDA compile the same text. philox_normal4 and philox_normal are the interface; the steps
- * below them are visible for the vectorised version in kernels/cpu and for tests.
+ * Header-only so that C, vectorised C and CUDA compile the same text. philox_normal4 and philox_normal are the interface; the
+ * steps below them are visible for the vectorised version in kernels/cpu and for tests.
  */
 #ifndef KERN_PHILOX_H
 #define KERN_PHILOX_H
@@ -43,8 +43,16 @@ PHILOX_FN void philox_rounds(uint32_t ctr[4], uint32_t k0, uint32_t k1) {
     }
 }
 
-PHILOX_FN float philox_bits_float(uint32_t b) { float f; memcpy(&f, &b, 4); return f; }
-PHILOX_FN uint32_t philox_float_bits(float f) { uint32_t b; memcpy(&b, &f, 4); return b; }
+PHILOX_FN float philox_bits_float(uint32_t b) {
+    float f;
+    memcpy(&f, &b, 4);
+    return f;
+}
+PHILOX_FN uint32_t philox_float_bits(float f) {
+    uint32_t b;
+    memcpy(&b, &f, 4);
+    return b;
+}
 
 // -2 ln(u) for the u in [2^-32, 1] that 32 random bits stand for; never negative
 PHILOX_FN float philox_minus2_log(uint32_t x) {

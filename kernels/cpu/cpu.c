@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /*
- * How rows meet threads. With at least as many rows as threads each row runs through the whole network on one thread: its activations stay in
- * that core's second-level cache, and no thread waits for another until the end. The rows left over when the number does not divide, or
- * all of them when they are fewer than the threads, are walked by one thread that shares each op's tasks with the others. Both
- * ways run the same tasks, so both give the same bits; only the order differs.
+ * How rows meet threads. With at least as many rows as threads each row runs through the whole network on one thread: its
+ * activations stay in that core's second-level cache, and no thread waits for another until the end. The rows left over when the
+ * number does not divide, or all of them when they are fewer than the threads, are walked by one thread that shares each op's
+ * tasks with the others. Both ways run the same tasks, so both give the same bits; only the order differs.
  */
 #include "kernels/cpu/cpu.h"
 
@@ -144,7 +144,8 @@ bool kern_cpu_has_bf16(void) {
 static const struct simd *best_simd(void) {
 #if defined(__x86_64__)
     unsigned isa = (unsigned)dnnl_get_effective_cpu_isa();
-    bool avx512 = (isa & dnnl_cpu_isa_avx512_core) == dnnl_cpu_isa_avx512_core, avx2 = (isa & dnnl_cpu_isa_avx2) == dnnl_cpu_isa_avx2;
+    bool avx512 = (isa & dnnl_cpu_isa_avx512_core) == dnnl_cpu_isa_avx512_core,
+         avx2 = (isa & dnnl_cpu_isa_avx2) == dnnl_cpu_isa_avx2;
     if (avx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
         return kern_cpu_has_bf16() ? &simd_avx512bf16 : &simd_avx512;
@@ -173,19 +174,23 @@ static void pool_thread_ready(int thread, int task, void *ctx) {
 }
 
 static int cpu_init(struct kern *k, struct cpu *cpu, int nice) {
-    if (dnnl_engine_create(&cpu->engine, dnnl_cpu, 0) != dnnl_success) return kern_fail(k, KERN_EDEVICE, "oneDNN has no CPU engine");
+    if (dnnl_engine_create(&cpu->engine, dnnl_cpu, 0) != dnnl_success)
+        return kern_fail(k, KERN_EDEVICE, "oneDNN has no CPU engine");
     for (int i = 0; i <= cpu->threads; i++)
         if (lane_init(&cpu->lanes[i], k, cpu, i) < 0) return kern_fail(k, KERN_EDEVICE, "oneDNN cannot make a stream");
     int rc = cpu_reserve(k, cpu->simd ? CPU_OPS_SCRATCH : 64);
     if (rc < 0) return rc;
     rc = pool_start(&cpu->pool, cpu->threads, nice, pool_thread_ready);
-    if (rc < 0) return kern_fail(k, rc == -ENOMEM ? KERN_ENOMEM : KERN_ETHREAD, "cannot start %d threads: %s", cpu->threads, strerror(-rc));
+    if (rc < 0)
+        return kern_fail(k, rc == -ENOMEM ? KERN_ENOMEM : KERN_ETHREAD, "cannot start %d threads: %s", cpu->threads,
+                         strerror(-rc));
     return KERN_OK;
 }
 
 int kern_cpu_open(struct kern *k, const struct kern_config *cfg) {
     if (cfg->act == KERN_BF16 && !kern_cpu_has_bf16())
-        return kern_fail(k, KERN_EUNSUPPORTED, "bfloat16 needs a processor with AVX-512 BF16 (and ONEDNN_MAX_CPU_ISA must not exclude it)");
+        return kern_fail(k, KERN_EUNSUPPORTED,
+                         "bfloat16 needs a processor with AVX-512 BF16 (and ONEDNN_MAX_CPU_ISA must not exclude it)");
     int threads = cfg->threads > 0 ? cfg->threads : kern_threads_allowed();
     struct cpu *cpu = calloc(1, sizeof *cpu);
     struct lane *lanes = calloc((size_t)threads + 1, sizeof *lanes);

@@ -37,17 +37,35 @@ static int run_norm(struct kern *k, struct norm_call *c, int R) {
     return cpu_run(k, R * c->pieces, 16.0 * R * c->T * c->all.C, norm_task, c);
 }
 
-static int cpu_norm_modulate(struct kern *k, void *y, const float *x, const float *shift, const float *scale, int ld, int R, int T, int C,
-                             float eps, float *save_mean, float *save_rstd) {
-    struct norm_call c = {.ld = ld, .T = T, .all = {.y = y, .x = (float *)x, .shift = shift, .scale = scale, .C = C, .eps = eps, // x is only read
-                                                    .save_mean = save_mean, .save_rstd = save_rstd}};
+static int cpu_norm_modulate(struct kern *k, void *y, const float *x, const float *shift, const float *scale, int ld, int R,
+                             int T, int C, float eps, float *save_mean, float *save_rstd) {
+    struct norm_call c = {.ld = ld,
+                          .T = T,
+                          .all = {.y = y,
+                                  .x = (float *)x,
+                                  .shift = shift,
+                                  .scale = scale,
+                                  .C = C,
+                                  .eps = eps, // x is only read
+                                  .save_mean = save_mean,
+                                  .save_rstd = save_rstd}};
     return run_norm(k, &c, R);
 }
 
-static int cpu_gate_norm(struct kern *k, void *y, float *x, const void *h, const float *gate, const float *shift, const float *scale, int ld,
-                         int R, int T, int C, float eps, float *save_mean, float *save_rstd) {
-    struct norm_call c = {.ld = ld, .T = T, .all = {.y = y, .x = x, .h = h, .gate = gate, .shift = shift, .scale = scale, .C = C, .eps = eps,
-                                                    .save_mean = save_mean, .save_rstd = save_rstd}};
+static int cpu_gate_norm(struct kern *k, void *y, float *x, const void *h, const float *gate, const float *shift,
+                         const float *scale, int ld, int R, int T, int C, float eps, float *save_mean, float *save_rstd) {
+    struct norm_call c = {.ld = ld,
+                          .T = T,
+                          .all = {.y = y,
+                                  .x = x,
+                                  .h = h,
+                                  .gate = gate,
+                                  .shift = shift,
+                                  .scale = scale,
+                                  .C = C,
+                                  .eps = eps,
+                                  .save_mean = save_mean,
+                                  .save_rstd = save_rstd}};
     return run_norm(k, &c, R);
 }
 
@@ -63,8 +81,16 @@ static int attention_task(struct lane *lane, int task, void *arg) { // one head 
     size_t row = (size_t)(task / c->H), h = (size_t)(task % c->H), T = (size_t)c->T, D = (size_t)c->D, C = (size_t)c->H * D;
     size_t es = kern_dtype_size(lane->kern.act);
     const char *q = c->qkv + (row * T * 3 * C + h * D) * es;
-    struct simd_head a = {.act = lane->kern.act, .o = c->o + (row * T * C + h * D) * es, .q = q, .k = q + C * es, .v = q + 2 * C * es,
-                          .ld = 3 * C, .o_ld = C, .T = c->T, .D = c->D, .work = lane->scratch};
+    struct simd_head a = {.act = lane->kern.act,
+                          .o = c->o + (row * T * C + h * D) * es,
+                          .q = q,
+                          .k = q + C * es,
+                          .v = q + 2 * C * es,
+                          .ld = 3 * C,
+                          .o_ld = C,
+                          .T = c->T,
+                          .D = c->D,
+                          .work = lane->scratch};
     if (c->save_lse) a.save_lse = c->save_lse + (size_t)task * T;
     lane->cpu->simd->attention(&a);
     return KERN_OK;
@@ -77,10 +103,12 @@ static int cpu_attention(struct kern *k, void *o, const void *qkv, int R, int T,
     return cpu_run(k, R * H, 4.0 * R * H * T * T * D, attention_task, &c);
 }
 
-static int cpu_condition(struct kern *k, float *silu_c, const float *temb, const float *table, const int32_t *y, int R, int C, float *save_c) {
+static int cpu_condition(struct kern *k, float *silu_c, const float *temb, const float *table, const int32_t *y, int R, int C,
+                         float *save_c) {
     const struct simd *simd = LANE(k)->cpu->simd;
     for (size_t r = 0, c = (size_t)C; r < (size_t)R; r++)
-        simd->condition(silu_c + r * c, temb + r * c, y[r] >= 0 ? table + (size_t)y[r] * c : NULL, C, save_c ? save_c + r * c : NULL);
+        simd->condition(silu_c + r * c, temb + r * c, y[r] >= 0 ? table + (size_t)y[r] * c : NULL, C,
+                        save_c ? save_c + r * c : NULL);
     return KERN_OK;
 }
 
@@ -115,8 +143,8 @@ static int update_task(struct lane *lane, int task, void *arg) {
     return KERN_OK;
 }
 
-static int cpu_row_update(struct kern *k, float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,
-                          const struct kern_row_update *u, int n) {
+static int cpu_row_update(struct kern *k, float *cols, size_t numel, size_t plane, const float *out, size_t out_ld,
+                          const float *noise, const struct kern_row_update *u, int n) {
     struct update_call c = {.cols = cols, .numel = numel, .plane = plane, .out_ld = out_ld, .out = out, .noise = noise, .u = u};
     return cpu_run(k, n, 20.0 * n * (double)numel, update_task, &c);
 }

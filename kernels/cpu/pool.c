@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 /*
- * One 64-bit word holds all that a thread must know to take a task: the job's number of tasks and the next one to take. Taking a task is
- * one fetch-add, and what it returns is consistent in itself: a thread that wakes late for an old job finds the word of a newer one
- * and takes a task of that, or finds next >= count and takes nothing. A job's function and context only change once all its
- * tasks are done, and whoever holds a task has not finished it; so they may be plain reads. Nobody has to check in or out of a job,
- * so a sleeping thread never delays a small one.
+ * One 64-bit word holds all that a thread must know to take a task: the job's number of tasks and the next one to take. Taking a
+ * task is one fetch-add, and what it returns is consistent in itself: a thread that wakes late for an old job finds the word of a
+ * newer one and takes a task of that, or finds next >= count and takes nothing. A job's function and context only change once all
+ * its tasks are done, and whoever holds a task has not finished it; so they may be plain reads. Nobody has to check in or out of
+ * a job, so a sleeping thread never delays a small one.
  */
 #include "kernels/cpu/pool.h"
 
@@ -31,13 +31,17 @@ struct job {
 };
 
 struct pool {
-    struct job jobs[2]; // outer, inner
+    struct job jobs[2];                   // outer, inner
     _Alignas(64) _Atomic uint32_t posted; // counts jobs; the threads sleep on it
     _Atomic uint32_t asleep;
     _Atomic bool stopping;
     int n, nice;
     pool_task_fn *ready;
-    struct member { struct pool *pool; int id; pthread_t thread; } *members;
+    struct member {
+        struct pool *pool;
+        int id;
+        pthread_t thread;
+    } * members;
 };
 
 static void futex_wait(_Atomic uint32_t *at, uint32_t value) { syscall(SYS_futex, at, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0); }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * simd: the vectorised loops of the cpu back end, one table per instruction set. kernels/cpu/simd_body.h is their one text; simd_avx2.c compiles
- * it for 8 lanes, simd_avx512.c and simd_avx512bf16.c for 16. Only those files may hold vector instructions: they are never entered
- * on a processor that lacks them.
+ * simd: the vectorised loops of the cpu back end, one table per instruction set. kernels/cpu/simd_body.h is their one text;
+ * simd_avx2.c compiles it for 8 lanes, simd_avx512.c and simd_avx512bf16.c for 16. Only those files may hold vector instructions:
+ * they are never entered on a processor that lacks them.
  */
 #ifndef KERN_CPU_SIMD_H
 #define KERN_CPU_SIMD_H
@@ -10,8 +10,8 @@
 
 struct simd_norm { // LN(x)*(1 + scale) + shift over lines of C; gate and h may be NULL: x += gate*h first
     enum kern_dtype act;
-    void *y;           // may be NULL with gate
-    float *x;          // only written with gate
+    void *y;  // may be NULL with gate
+    float *x; // only written with gate
     const void *h;
     const float *gate, *shift, *scale;
     float *save_mean, *save_rstd;
@@ -25,8 +25,8 @@ struct simd_head { // one row's head: qkv at token 0, ld elements between tokens
     const void *q, *k, *v;
     size_t ld, o_ld;
     int T, D;
-    float *save_lse;   // [T], may be NULL
-    float *work;       // simd->attention_floats(T, D) floats, 64-byte aligned
+    float *save_lse; // [T], may be NULL
+    float *work;     // simd->attention_floats(T, D) floats, 64-byte aligned
 };
 
 struct simd_activate { // y = act(pre), [lines, n]; save: pre as it is, may be NULL
@@ -40,7 +40,7 @@ struct simd_activate { // y = act(pre), [lines, n]; save: pre as it is, may be N
 
 struct simd {
     const char *name;
-    int block;         // outputs that `vectors` computes at a time
+    int block; // outputs that `vectors` computes at a time
     void (*norm)(const struct simd_norm *);
     void (*activate)(const struct simd_activate *);
     void (*attention)(const struct simd_head *);
@@ -50,7 +50,8 @@ struct simd {
     void (*to_bf16)(uint16_t *dst, const float *src, size_t n);
     void (*condition)(float *silu_c, const float *temb, const float *label, int C, float *save_c); // one row; label may be NULL
     // one slot; cols and noise (may be NULL) are that slot's own. As ref_sampler.c, bit for bit
-    void (*row_update)(float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise, const struct kern_row_update *);
+    void (*row_update)(float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,
+                       const struct kern_row_update *);
 };
 
 extern const struct simd simd_avx2, simd_avx512, simd_avx512bf16;

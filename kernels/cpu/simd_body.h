@@ -10,9 +10,10 @@
  * GCC's vector extensions do the rest. Sums run in a fixed order that depends on sizes only. NaNs are never lost on the way: a
  * broken weight or image must show up at the end.
  *
- * Attention follows Dao et al., "FlashAttention" (2022), on registers and caches: a head's keys are packed transposed and its values
- * converted, once; then MR queries at a time meet KEYS keys at a time, with a running maximum and sum per query, so that the scores never
- * leave the first-level cache. Up to KEYS tokens this is plain softmax. Scores are kept in units of log2, so that exp is exp2.
+ * Attention follows Dao et al., "FlashAttention" (2022), on registers and caches: a head's keys are packed transposed and its
+ * values converted, once; then MR queries at a time meet KEYS keys at a time, with a running maximum and sum per query, so that
+ * the scores never leave the first-level cache. Up to KEYS tokens this is plain softmax. Scores are kept in units of log2, so
+ * that exp is exp2.
  */
 #include "kernels/backend.h"
 #include "kernels/cpu/simd.h"
@@ -29,10 +30,18 @@ typedef uint16_t vh __attribute__((vector_size(W * 2)));
 
 /* ---- loads and stores; the _n ones move n < W elements, missing ones read as zero ---- */
 
-INLINE vf v_load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
+INLINE vf v_load(const float *p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
 INLINE void v_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 INLINE vf v_all(float x) { return x - (vf){0}; }
-INLINE vf v_load_n(const float *p, int n) { vf v = {0}; memcpy(&v, p, (size_t)n * 4); return v; }
+INLINE vf v_load_n(const float *p, int n) {
+    vf v = {0};
+    memcpy(&v, p, (size_t)n * 4);
+    return v;
+}
 INLINE void v_store_n(float *p, vf v, int n) { memcpy(p, &v, (size_t)n * 4); }
 
 INLINE vf widen(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
@@ -81,7 +90,8 @@ INLINE vf v_exp2(vf x) {
 // u / (1 + 2^k), the shape of both activations; k is capped where the quotient is 0 anyway
 INLINE vf over_one_plus_exp2(vf u, vf k) { return u / (1.0f + v_exp2(V_MIN(v_all(126.0f), k))); }
 INLINE vf v_silu(vf u) { return over_one_plus_exp2(u, u * -1.44269504f); }
-// u/2 (1 + tanh z) = u / (1 + exp(-2z)), z = sqrt(2/pi) (u + 0.044715 u^3); the constants are -2 log2(e) sqrt(2/pi) and 0.044715 of that
+// u/2 (1 + tanh z) = u / (1 + exp(-2z)), z = sqrt(2/pi) (u + 0.044715 u^3); the constants are -2 log2(e) sqrt(2/pi) and 0.044715
+// of that
 INLINE vf v_gelu(vf u) { return over_one_plus_exp2(u, u * V_FMA(u * u, v_all(-0.102943240f), v_all(-2.30220818f))); }
 
 /* ---- norm and gate ---- */
@@ -172,11 +182,11 @@ static void condition(float *silu_c, const float *temb, const float *label, int 
 
 struct head_tile { // parts of simd_head.work
     int padded_T, padded_D;
-    float *kt;  // [padded_T/NR][D][NR]
-    float *v;   // [padded_T][padded_D]
-    float *q;   // [MR][D], scaled
-    float *p;   // [MR][KEYS]
-    float *o;   // [MR][padded_D]
+    float *kt; // [padded_T/NR][D][NR]
+    float *v;  // [padded_T][padded_D]
+    float *q;  // [MR][D], scaled
+    float *p;  // [MR][KEYS]
+    float *o;  // [MR][padded_D]
 };
 
 static size_t attention_floats(int T, int D) {
@@ -220,9 +230,11 @@ INLINE void pack_head(const struct simd_head *a, const struct head_tile *t, bool
     for (size_t j = 0; j < (size_t)t->padded_T; j += 8) {
         float *panel = t->kt + j / NR * D * NR + j % NR;
         bool full = j + 8 <= (size_t)a->T;
-        for (size_t d = 0; d < D && full; d += 8) transpose8(panel + d * NR, (const char *)a->k + (j * a->ld + d) * es, a->ld, bf16);
+        for (size_t d = 0; d < D && full; d += 8)
+            transpose8(panel + d * NR, (const char *)a->k + (j * a->ld + d) * es, a->ld, bf16);
         for (size_t d = 0; d < D && !full; d++)
-            for (size_t i = 0; i < 8; i++) panel[d * NR + i] = j + i < (size_t)a->T ? kern_load(a->act, a->k, (j + i) * a->ld + d) : 0;
+            for (size_t i = 0; i < 8; i++)
+                panel[d * NR + i] = j + i < (size_t)a->T ? kern_load(a->act, a->k, (j + i) * a->ld + d) : 0;
     }
     for (size_t j = 0; j < (size_t)t->padded_T; j++)
         for (size_t d = 0; d < (size_t)t->padded_D; d += W) {
@@ -304,14 +316,16 @@ INLINE void attend(const struct simd_head *a, const struct head_tile *t, int q0,
         top[r] = -INFINITY;
         for (int d = 0; d < a->D; d += W) {
             int n = d + W <= a->D ? W : a->D - d;
-            act_store(false, t->q, (size_t)(r * a->D + d), q0 + r < a->T ? scale * act_load(bf16, a->q, (size_t)(q0 + r) * a->ld + (size_t)d, n) : (vf){0}, n);
+            act_store(false, t->q, (size_t)(r * a->D + d),
+                      q0 + r < a->T ? scale * act_load(bf16, a->q, (size_t)(q0 + r) * a->ld + (size_t)d, n) : (vf){0}, n);
         }
     }
     memset(t->o, 0, sizeof(float) * MR * (size_t)t->padded_D);
     for (int k0 = 0; k0 < a->T; k0 += KEYS) meet_keys(a, t, k0, top, sum);
     for (int r = 0; r < MR && q0 + r < a->T; r++) {
         for (int d = 0; d < a->D; d += W)
-            act_store(bf16, a->o, (size_t)(q0 + r) * a->o_ld + (size_t)d, v_load(t->o + r * t->padded_D + d) / sum[r], d + W <= a->D ? W : a->D - d);
+            act_store(bf16, a->o, (size_t)(q0 + r) * a->o_ld + (size_t)d, v_load(t->o + r * t->padded_D + d) / sum[r],
+                      d + W <= a->D ? W : a->D - d);
         if (a->save_lse) a->save_lse[q0 + r] = top[r] * 0.693147181f + logf(sum[r]);
     }
 }
@@ -370,7 +384,8 @@ static void normals(float z[4 * BLOCKS], const struct kern_row_update *u, uint32
     }
 }
 
-static void assign_piece(float *v, const struct kern_assign *a, const float *cols, size_t numel, const float *F, const float *Z, size_t n) {
+static void assign_piece(float *v, const struct kern_assign *a, const float *cols, size_t numel, const float *F, const float *Z,
+                         size_t n) {
     for (size_t i = 0; i < n; i++) v[i] = 0;
     for (size_t j = 0; j < KERN_COLS; j++)
         for (size_t i = 0; i < n && a->c[j] != 0; i++) v[i] = fmaf(a->c[j], cols[j * numel + i], v[i]);
@@ -378,7 +393,8 @@ static void assign_piece(float *v, const struct kern_assign *a, const float *col
     for (size_t i = 0; i < n && a->c_noise != 0; i++) v[i] = fmaf(a->c_noise, Z[i], v[i]);
 }
 
-static void guided_piece(float *F, const struct kern_row_update *u, const float *out, size_t ld, size_t e, size_t n, size_t plane) {
+static void guided_piece(float *F, const struct kern_row_update *u, const float *out, size_t ld, size_t e, size_t n,
+                         size_t plane) {
     if (u->row_u < 0 || e / plane >= (size_t)u->guided) {
         memcpy(F, out + (size_t)u->row_rest * ld + e, n * sizeof *F);
         return;
@@ -387,7 +403,8 @@ static void guided_piece(float *F, const struct kern_row_update *u, const float 
     for (size_t i = 0; i < n; i++) F[i] = fmaf(u->scale, with[i] - without[i], without[i]);
 }
 
-static void row_update(float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise, const struct kern_row_update *u) {
+static void row_update(float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,
+                       const struct kern_row_update *u) {
     bool reads_out = false, reads_noise = false;
     for (int i = 0; i < u->n; i++) {
         reads_out |= u->assign[i].c_out != 0;

@@ -4,8 +4,8 @@
 #include <dlfcn.h>
 
 /*
- * oneDNN here is built on OpenMP, elsewhere perhaps not, so the symbols are looked up instead of linked. The number of threads is a setting of
- * each calling thread: 1 in a pool thread, for good, and around the making of primitives in the owner's.
+ * oneDNN here is built on OpenMP, elsewhere perhaps not, so the symbols are looked up instead of linked. The number of threads is
+ * a setting of each calling thread: 1 in a pool thread, for good, and around the making of primitives in the owner's.
  */
 int cpu_omp_single(int threads) {
     int (*get)(void);

@@ -2,10 +2,10 @@
 /*
  * Linear layers of vectors (one line a row: timestep, conditioning, modulation) in float32, on our own kernel.
  *
- * Such a layer multiplies KERN_VEC lines at a time and is bound by the reading of its weights. Here several rows share one product, so a line's
- * result must not depend on its place among them, and oneDNN does not promise that: held to AVX2, its kernel for 8 lines treats them in
- * groups that round differently. Ours keeps one accumulator per line and output and adds in index order, on every processor.
- * Weights are packed in blocks of simd->block outputs: [blocks][in][block], zero-padded.
+ * Such a layer multiplies KERN_VEC lines at a time and is bound by the reading of its weights. Here several rows share one
+ * product, so a line's result must not depend on its place among them, and oneDNN does not promise that: held to AVX2, its kernel
+ * for 8 lines treats them in groups that round differently. Ours keeps one accumulator per line and output and adds in index
+ * order, on every processor. Weights are packed in blocks of simd->block outputs: [blocks][in][block], zero-padded.
  */
 #include "kernels/cpu/cpu.h"
 
@@ -32,7 +32,8 @@ static int pack_task(struct lane *lane, int block, void *arg) {
     size_t width = (size_t)lane->cpu->simd->block, in = (size_t)s->in, first = (size_t)block * width;
     float *to = p->l->packed + first * in;
     for (size_t o = 0; o < width; o++)
-        for (size_t i = 0; i < in; i++) to[i * width + o] = first + o < (size_t)s->out ? kern_load(s->w_store, p->w, (first + o) * in + i) : 0;
+        for (size_t i = 0; i < in; i++)
+            to[i * width + o] = first + o < (size_t)s->out ? kern_load(s->w_store, p->w, (first + o) * in + i) : 0;
     return KERN_OK;
 }
 
@@ -83,11 +84,13 @@ static int vectors_task(struct lane *lane, int task, void *arg) {
     size_t line = (size_t)(task / tasks) * KERN_VEC, start = (size_t)first * width;
     for (int b = first; b < first + BLOCKS && b < c->l->blocks; b++) {
         size_t o = (size_t)b * width;
-        simd->vectors(c->y + line * out + o, out, c->x + line * in, s->in, c->l->packed + o * in, c->l->bias + o, out - o < width ? (int)(out - o) : (int)width);
+        simd->vectors(c->y + line * out + o, out, c->x + line * in, s->in, c->l->packed + o * in, c->l->bias + o,
+                      out - o < width ? (int)(out - o) : (int)width);
     }
     int n = out - start < BLOCKS * width ? (int)(out - start) : (int)(BLOCKS * width);
     float *y = c->y + line * out + start, *save = c->save_pre ? c->save_pre + line * out + start : NULL;
-    struct simd_activate a = {.act = s->act, .y_type = KERN_F32, .y = y, .save = save, .pre = y, .y_ld = out, .pre_ld = out, .lines = KERN_VEC, .n = n};
+    struct simd_activate a = {
+        .act = s->act, .y_type = KERN_F32, .y = y, .save = save, .pre = y, .y_ld = out, .pre_ld = out, .lines = KERN_VEC, .n = n};
     if (s->act != KERN_NONE) simd->activate(&a);
     else
         for (size_t m = 0; save && m < KERN_VEC; m++) memcpy(save + m * out, y + m * out, (size_t)n * sizeof *y);

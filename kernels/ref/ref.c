@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
  * ref: the reference back end, which is the specification of every op. Naive on purpose: one loop nest an op, one thread, sums in
- * double and in index order, libm functions in double. With KERN_BF16 it rounds wherever a bfloat16 buffer is written and multiplies
- * bfloat16 weights, so that a bfloat16 back end can be held against it.
+ * double and in index order, libm functions in double. With KERN_BF16 it rounds wherever a bfloat16 buffer is written and
+ * multiplies bfloat16 weights, so that a bfloat16 back end can be held against it.
  */
 #include "kernels/ref/ref.h"
 #include "kernels/backend.h"

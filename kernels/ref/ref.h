@@ -12,11 +12,12 @@ int ref_patchify(struct kern *, float *tok, const float *img, int R, int Cin, in
 int ref_unpatchify(struct kern *, float *img, const float *tok, int R, int Cout, int keep, int I, int P);
 int ref_add_table(struct kern *, float *x, const float *table, int R, int T, int C);
 int ref_timestep_embed(struct kern *, float *out, const float *t, int R, int F);
-int ref_condition(struct kern *, float *silu_c, const float *temb, const float *table, const int32_t *y, int R, int C, float *save_c);
+int ref_condition(struct kern *, float *silu_c, const float *temb, const float *table, const int32_t *y, int R, int C,
+                  float *save_c);
 int ref_norm_modulate(struct kern *, void *y, const float *x, const float *shift, const float *scale, int ld, int R, int T, int C,
                       float eps, float *save_mean, float *save_rstd);
-int ref_gate_norm(struct kern *, void *y, float *x, const void *h, const float *gate, const float *shift, const float *scale, int ld,
-                  int R, int T, int C, float eps, float *save_mean, float *save_rstd);
+int ref_gate_norm(struct kern *, void *y, float *x, const void *h, const float *gate, const float *shift, const float *scale,
+                  int ld, int R, int T, int C, float eps, float *save_mean, float *save_rstd);
 int ref_attention(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);
 int ref_gather(struct kern *, float *in, const float *cols, size_t numel, const struct kern_gather *, int n);
 int ref_row_update(struct kern *, float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,

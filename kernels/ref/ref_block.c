@@ -6,21 +6,22 @@
 #include <math.h>
 
 // One token: y = LN(x)*(1 + scale) + shift
-static void norm_line(enum kern_dtype act, void *y, const float *x, const float *shift, const float *scale, size_t at, int C, float eps,
-                      float *save_mean, float *save_rstd) {
+static void norm_line(enum kern_dtype act, void *y, const float *x, const float *shift, const float *scale, size_t at, int C,
+                      float eps, float *save_mean, float *save_rstd) {
     double sum = 0, squares = 0;
     for (int i = 0; i < C; i++) sum += (double)x[i];
     double mean = sum / C;
     for (int i = 0; i < C; i++) squares += ((double)x[i] - mean) * ((double)x[i] - mean);
     double rstd = 1 / sqrt(squares / C + (double)eps);
     for (int i = 0; i < C; i++)
-        kern_store(act, y, at * (size_t)C + (size_t)i, (float)(((double)x[i] - mean) * rstd * (1 + (double)scale[i]) + (double)shift[i]));
+        kern_store(act, y, at * (size_t)C + (size_t)i,
+                   (float)(((double)x[i] - mean) * rstd * (1 + (double)scale[i]) + (double)shift[i]));
     if (save_mean) save_mean[at] = (float)mean;
     if (save_rstd) save_rstd[at] = (float)rstd;
 }
 
-int ref_norm_modulate(struct kern *k, void *y, const float *x, const float *shift, const float *scale, int ld, int R, int T, int C,
-                      float eps, float *save_mean, float *save_rstd) {
+int ref_norm_modulate(struct kern *k, void *y, const float *x, const float *shift, const float *scale, int ld, int R, int T,
+                      int C, float eps, float *save_mean, float *save_rstd) {
     for (size_t i = 0; i < (size_t)R * (size_t)T; i++) {
         size_t m = i / (size_t)T * (size_t)ld;
         norm_line(k->act, y, x + i * (size_t)C, shift + m, scale + m, i, C, eps, save_mean, save_rstd);
@@ -28,8 +29,8 @@ int ref_norm_modulate(struct kern *k, void *y, const float *x, const float *shif
     return KERN_OK;
 }
 
-int ref_gate_norm(struct kern *k, void *y, float *x, const void *h, const float *gate, const float *shift, const float *scale, int ld,
-                  int R, int T, int C, float eps, float *save_mean, float *save_rstd) {
+int ref_gate_norm(struct kern *k, void *y, float *x, const void *h, const float *gate, const float *shift, const float *scale,
+                  int ld, int R, int T, int C, float eps, float *save_mean, float *save_rstd) {
     for (size_t i = 0; i < (size_t)R * (size_t)T; i++) {
         size_t m = i / (size_t)T * (size_t)ld;
         float *xi = x + i * (size_t)C;
@@ -40,11 +41,13 @@ int ref_gate_norm(struct kern *k, void *y, float *x, const void *h, const float 
 }
 
 // One query of one head; q, k and v start at elements of qkv, lines are ld apart
-static void attend(enum kern_dtype act, void *o, size_t o_at, const void *qkv, size_t q, size_t k, size_t v, size_t ld, int T, int D, float *lse) {
+static void attend(enum kern_dtype act, void *o, size_t o_at, const void *qkv, size_t q, size_t k, size_t v, size_t ld, int T,
+                   int D, float *lse) {
     double p[KERN_MAX_TOKENS], out[128] = {0}, top = -INFINITY, sum = 0;
     for (int j = 0; j < T; j++) {
         double s = 0;
-        for (size_t d = 0; d < (size_t)D; d++) s += (double)kern_load(act, qkv, q + d) * (double)kern_load(act, qkv, k + (size_t)j * ld + d);
+        for (size_t d = 0; d < (size_t)D; d++)
+            s += (double)kern_load(act, qkv, q + d) * (double)kern_load(act, qkv, k + (size_t)j * ld + d);
         p[j] = s / sqrt((double)D);
         if (!(p[j] <= top)) top = p[j]; // NaN gets through
     }

@@ -12,7 +12,8 @@ int ref_patchify(struct kern *k, float *tok, const float *img, int R, int Cin, i
             for (int c = 0; c < Cin; c++)
                 for (int i = 0; i < P; i++)
                     for (int j = 0; j < P; j++)
-                        *tok++ = img[(((size_t)r * (size_t)Cin + (size_t)c) * (size_t)I + (size_t)(t / g * P + i)) * (size_t)I + (size_t)(t % g * P + j)];
+                        *tok++ = img[(((size_t)r * (size_t)Cin + (size_t)c) * (size_t)I + (size_t)(t / g * P + i)) * (size_t)I +
+                                     (size_t)(t % g * P + j)];
     return KERN_OK;
 }
 
@@ -51,7 +52,8 @@ int ref_timestep_embed(struct kern *k, float *out, const float *t, int R, int F)
     return KERN_OK;
 }
 
-int ref_condition(struct kern *k, float *silu_c, const float *temb, const float *table, const int32_t *y, int R, int C, float *save_c) {
+int ref_condition(struct kern *k, float *silu_c, const float *temb, const float *table, const int32_t *y, int R, int C,
+                  float *save_c) {
     (void)k;
     for (int r = 0; r < R; r++)
         for (int i = 0; i < C; i++) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The samplers' three ops. Their float32 sums are part of the specification (fmaf, index order): every back end gives these very bits.
+// The samplers' three ops. Their float32 sums are part of the specification (fmaf, index order): every back end gives these very
+// bits.
 #include "kernels/ref/ref.h"
 #include "kernels/philox.h"
 
@@ -27,7 +28,8 @@ static float assigned(const struct kern_assign *a, const float *cols, size_t num
     return v;
 }
 
-static void update_slot(float *cols, size_t numel, size_t plane, const float *out, size_t ld, const float *noise, const struct kern_row_update *u) {
+static void update_slot(float *cols, size_t numel, size_t plane, const float *out, size_t ld, const float *noise,
+                        const struct kern_row_update *u) {
     bool reads_out = false, reads_noise = false;
     for (int i = 0; i < u->n; i++) {
         reads_out |= u->assign[i].c_out != 0;
@@ -46,7 +48,8 @@ int ref_row_update(struct kern *k, float *cols, size_t numel, size_t plane, cons
                    const struct kern_row_update *u, int n) {
     (void)k;
     for (int r = 0; r < n; r++)
-        update_slot(cols + (size_t)u[r].slot * KERN_COLS * numel, numel, plane, out, out_ld, noise ? noise + (size_t)u[r].slot * numel : NULL, &u[r]);
+        update_slot(cols + (size_t)u[r].slot * KERN_COLS * numel, numel, plane, out, out_ld,
+                    noise ? noise + (size_t)u[r].slot * numel : NULL, &u[r]);
     return KERN_OK;
 }
 

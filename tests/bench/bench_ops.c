@@ -2,9 +2,10 @@
 /*
  * bench-ops: times the case list of tests/ops.
  *   bench-ops [-b backend] [-t threads] [-r rows,rows..] [-s seconds a case] [-o file.csv] [name ...]
- * Each case runs for a while; the best of its rounds is printed, as a shared machine only ever slows things down. Rows are timed through the op
- * itself, nets through k->rows, as models run. The last column is the work per second of processor time (all threads together), which neighbours on
- * the machine disturb much less than the clock on the wall: times the number of threads it says what an idle machine would give.
+ * Each case runs for a while; the best of its rounds is printed, as a shared machine only ever slows things down. Rows are timed
+ * through the op itself, nets through k->rows, as models run. The last column is the work per second of processor time (all
+ * threads together), which neighbours on the machine disturb much less than the clock on the wall: times the number of threads it
+ * says what an idle machine would give.
  */
 #include <math.h>
 #include <stdio.h>
@@ -15,7 +16,8 @@
 
 #include "tests/ops/cases.h"
 
-static const struct op_case extra[] = { // too large for the tests' reference
+static const struct op_case extra[] = {
+    // too large for the tests' reference
     {.name = "net, SiT-B/2", .op = OP_NET, .T = 256, .C = 768, .N = 3072, .H = 12, .depth = 12},
     {.name = "net, SiT-B/2 bf16", .op = OP_NET, .dtype = KERN_BF16, .T = 256, .C = 768, .N = 3072, .H = 12, .depth = 12},
     {.name = "fc1, XL", .op = OP_LINEAR, .T = 256, .C = 1152, .N = 4608, .act = KERN_GELU_TANH},
@@ -53,13 +55,14 @@ static void bench(const struct op_case *c, struct kern *k, int R, double seconds
         return;
     }
     double cpu, t = best_time(&o, seconds, &cpu), flops = op_flops(c, R), bytes = op_bytes_moved(c, R);
-    printf("%-26s T %4d C %4d N %4d R %3d %s %10.1f us", c->name, c->T, c->C, c->N, R, c->dtype == KERN_BF16 ? "bf16" : "f32 ", t * 1e6);
+    printf("%-26s T %4d C %4d N %4d R %3d %s %10.1f us", c->name, c->T, c->C, c->N, R, c->dtype == KERN_BF16 ? "bf16" : "f32 ",
+           t * 1e6);
     if (flops > 0) printf(" %8.1f GFLOP/s %8.1f a processor second\n", flops / t * 1e-9, flops / cpu * 1e-9);
     else if (bytes > 0) printf(" %8.1f GB/s %11.1f a processor second\n", bytes / t * 1e-9, bytes / cpu * 1e-9);
     else printf("\n");
     if (csv)
-        fprintf(csv, "\"%s\",%s,%d,%d,%d,%d,%s,%d,%.9g,%.9g,%.6g,%.6g\n", c->name, k->name, k->threads, c->T, c->C, c->N, c->dtype == KERN_BF16 ? "bf16" : "f32", R, t, cpu,
-                flops / t * 1e-9, bytes / t * 1e-9);
+        fprintf(csv, "\"%s\",%s,%d,%d,%d,%d,%s,%d,%.9g,%.9g,%.6g,%.6g\n", c->name, k->name, k->threads, c->T, c->C, c->N,
+                c->dtype == KERN_BF16 ? "bf16" : "f32", R, t, cpu, flops / t * 1e-9, bytes / t * 1e-9);
     fflush(stdout);
     op_close(&o);
 }
@@ -80,7 +83,10 @@ int main(int argc, char **argv) {
         else if (opt == 'r') rows = optarg;
         else if (opt == 's') seconds = atof(optarg);
         else if (opt == 'o') out = optarg;
-        else return fprintf(stderr, "usage: bench-ops [-b backend] [-t threads] [-r rows,rows] [-s seconds] [-o file.csv] [name ...]\n"), 2;
+        else
+            return fprintf(stderr,
+                           "usage: bench-ops [-b backend] [-t threads] [-r rows,rows] [-s seconds] [-o file.csv] [name ...]\n"),
+                   2;
     }
     FILE *csv = out ? fopen(out, "w") : NULL;
     if (out && !csv) return perror(out), 1;

@@ -9,10 +9,17 @@
 
 #define F32_TOL 2e-6
 #define BF16_TOL 4e-3 // both sides round to 8 bits; a sum that ends near a tie may round either way
-#define LINEAR(name_, t_, in_, out_, ...) {.name = name_, .op = OP_LINEAR, .T = t_, .C = in_, .N = out_, .tol = F32_TOL, __VA_ARGS__}
-#define LINEAR_BF16(name_, t_, in_, out_, ...) {.name = name_, .op = OP_LINEAR, .dtype = KERN_BF16, .T = t_, .C = in_, .N = out_, .tol = BF16_TOL, __VA_ARGS__}
-#define HEADS(t_, h_, d_, ...) {.name = "attention", .op = OP_ATTENTION, .T = t_, .C = (h_) * (d_), .H = h_, .tol = F32_TOL, __VA_ARGS__}
-#define HEADS_BF16(t_, h_, d_, ...) {.name = "attention bf16", .op = OP_ATTENTION, .dtype = KERN_BF16, .T = t_, .C = (h_) * (d_), .H = h_, .tol = BF16_TOL, __VA_ARGS__}
+#define LINEAR(name_, t_, in_, out_, ...)                                                                                        \
+    { .name = name_, .op = OP_LINEAR, .T = t_, .C = in_, .N = out_, .tol = F32_TOL, __VA_ARGS__ }
+#define LINEAR_BF16(name_, t_, in_, out_, ...)                                                                                   \
+    { .name = name_, .op = OP_LINEAR, .dtype = KERN_BF16, .T = t_, .C = in_, .N = out_, .tol = BF16_TOL, __VA_ARGS__ }
+#define HEADS(t_, h_, d_, ...)                                                                                                   \
+    { .name = "attention", .op = OP_ATTENTION, .T = t_, .C = (h_) * (d_), .H = h_, .tol = F32_TOL, __VA_ARGS__ }
+#define HEADS_BF16(t_, h_, d_, ...)                                                                                              \
+    {                                                                                                                            \
+        .name = "attention bf16", .op = OP_ATTENTION, .dtype = KERN_BF16, .T = t_, .C = (h_) * (d_), .H = h_, .tol = BF16_TOL,   \
+        __VA_ARGS__                                                                                                              \
+    }
 
 const struct op_case op_cases[] = {
     LINEAR("qkv", 64, 192, 576, .bench = true),
@@ -40,8 +47,25 @@ const struct op_case op_cases[] = {
     LINEAR_BF16("f32 out", 16, 64, 96, .y_f32 = true, .act = KERN_GELU_TANH, .save = true),
     LINEAR_BF16("f32 in and out", 16, 64, 96, .x_f32 = true, .y_f32 = true),
     {.name = "patch embedding", .op = OP_LINEAR, .T = 64, .C = 4, .N = 192, .x_f32 = true, .y_f32 = true, .tol = F32_TOL},
-    {.name = "timestep fc1", .op = OP_VECTORS, .T = 1, .C = 256, .N = 192, .act = KERN_SILU, .x_f32 = true, .y_f32 = true, .tol = F32_TOL, .bench = true},
-    {.name = "modulation", .op = OP_VECTORS, .T = 1, .C = 192, .N = 9600, .x_f32 = true, .y_f32 = true, .tol = F32_TOL, .bench = true},
+    {.name = "timestep fc1",
+     .op = OP_VECTORS,
+     .T = 1,
+     .C = 256,
+     .N = 192,
+     .act = KERN_SILU,
+     .x_f32 = true,
+     .y_f32 = true,
+     .tol = F32_TOL,
+     .bench = true},
+    {.name = "modulation",
+     .op = OP_VECTORS,
+     .T = 1,
+     .C = 192,
+     .N = 9600,
+     .x_f32 = true,
+     .y_f32 = true,
+     .tol = F32_TOL,
+     .bench = true},
     {.name = "patchify", .op = OP_PATCHIFY, .T = 16, .C = 3, .N = 2, .bench = true},
     {.name = "patchify 4", .op = OP_PATCHIFY, .T = 32, .C = 4, .N = 4},
     {.name = "unpatchify", .op = OP_UNPATCHIFY, .T = 16, .C = 6, .N = 2, .H = 3, .bench = true},
@@ -63,10 +87,27 @@ const struct op_case op_cases[] = {
     HEADS(256, 12, 64, .bench = true),
     HEADS(256, 16, 72, .bench = true),
     HEADS(1024, 2, 72, .bench = true),
-    HEADS(1, 2, 8), HEADS(2, 1, 128, .save = true), HEADS(9, 3, 24), HEADS(16, 2, 16), HEADS(31, 2, 32), HEADS(33, 2, 40), HEADS(49, 1, 48),
-    HEADS(65, 1, 56), HEADS(100, 1, 80), HEADS(64, 1, 88), HEADS(64, 1, 96), HEADS(48, 1, 104), HEADS(255, 1, 112), HEADS(257, 1, 120, .save = true),
-    HEADS(600, 1, 128), HEADS(4096, 1, 8),
-    HEADS_BF16(64, 3, 64, .bench = true, .save = true), HEADS_BF16(256, 16, 72, .bench = true), HEADS_BF16(9, 3, 24), HEADS_BF16(300, 1, 128), HEADS_BF16(1, 1, 8),
+    HEADS(1, 2, 8),
+    HEADS(2, 1, 128, .save = true),
+    HEADS(9, 3, 24),
+    HEADS(16, 2, 16),
+    HEADS(31, 2, 32),
+    HEADS(33, 2, 40),
+    HEADS(49, 1, 48),
+    HEADS(65, 1, 56),
+    HEADS(100, 1, 80),
+    HEADS(64, 1, 88),
+    HEADS(64, 1, 96),
+    HEADS(48, 1, 104),
+    HEADS(255, 1, 112),
+    HEADS(257, 1, 120, .save = true),
+    HEADS(600, 1, 128),
+    HEADS(4096, 1, 8),
+    HEADS_BF16(64, 3, 64, .bench = true, .save = true),
+    HEADS_BF16(256, 16, 72, .bench = true),
+    HEADS_BF16(9, 3, 24),
+    HEADS_BF16(300, 1, 128),
+    HEADS_BF16(1, 1, 8),
     {.name = "gather", .op = OP_GATHER, .T = 1, .C = 1000, .bench = true},
     {.name = "row update", .op = OP_ROW_UPDATE, .T = 16, .C = 4, .bench = true},
     {.name = "row update, odd plane", .op = OP_ROW_UPDATE, .T = 7, .C = 3},
@@ -74,7 +115,16 @@ const struct op_case op_cases[] = {
     {.name = "net, small", .op = OP_NET, .T = 16, .C = 48, .N = 192, .H = 2, .depth = 2, .tol = 1e-5},
     {.name = "net, small bf16", .op = OP_NET, .dtype = KERN_BF16, .T = 16, .C = 48, .N = 192, .H = 2, .depth = 2, .tol = 1e-2},
     {.name = "net, bundled model", .op = OP_NET, .T = 64, .C = 192, .N = 768, .H = 3, .depth = 8, .tol = 1e-5, .bench = true},
-    {.name = "net, bundled model bf16", .op = OP_NET, .dtype = KERN_BF16, .T = 64, .C = 192, .N = 768, .H = 3, .depth = 8, .tol = 1e-2, .bench = true},
+    {.name = "net, bundled model bf16",
+     .op = OP_NET,
+     .dtype = KERN_BF16,
+     .T = 64,
+     .C = 192,
+     .N = 768,
+     .H = 3,
+     .depth = 8,
+     .tol = 1e-2,
+     .bench = true},
 };
 const int op_cases_n = sizeof op_cases / sizeof *op_cases;
 
@@ -124,7 +174,9 @@ static int layer(struct op_run *o, struct kern_linear_spec s) {
     for (size_t i = 0; i < n; i++) {
         float v = scale * noise(7000 + (uint64_t)o->layers_n, i);
         if (s.w_store == KERN_F32) w[i] = v;
-        else ((uint16_t *)w)[i] = (uint16_t)(s.w_store == KERN_BF16 ? kern_f32_to_bf16(v) : 0x2c00 | (philox_float_bits(v) >> 9 & 0x83ff)); // any halves
+        else
+            ((uint16_t *)w)[i] = (uint16_t)(s.w_store == KERN_BF16 ? kern_f32_to_bf16(v)
+                                                                   : 0x2c00 | (philox_float_bits(v) >> 9 & 0x83ff)); // any halves
     }
     for (int i = 0; i < s.out; i++) b[i] = noise(8000 + (uint64_t)o->layers_n, (size_t)i);
     int rc = o->k->linear_new(o->k, &s, w, o->layers_n % 4 == 3 ? NULL : b, &o->layers[o->layers_n]);
@@ -135,8 +187,16 @@ static int layer(struct op_run *o, struct kern_linear_spec s) {
 }
 
 static struct kern_row_update update_of(int id, int place) {
-    struct kern_row_update u = {.slot = place, .row_c = 2 * place, .row_u = id % 3 ? 2 * place + 1 : -1, .row_rest = 2 * place, .scale = 1.5f + (float)id,
-                                .guided = 2, .seed = 42u + (uint64_t)id, .image = 3, .draw = (uint32_t)id, .n = 1 + id % 3};
+    struct kern_row_update u = {.slot = place,
+                                .row_c = 2 * place,
+                                .row_u = id % 3 ? 2 * place + 1 : -1,
+                                .row_rest = 2 * place,
+                                .scale = 1.5f + (float)id,
+                                .guided = 2,
+                                .seed = 42u + (uint64_t)id,
+                                .image = 3,
+                                .draw = (uint32_t)id,
+                                .n = 1 + id % 3};
     for (int a = 0; a < u.n; a++) {
         u.assign[a] = (struct kern_assign){.dst = (a + id) % KERN_COLS, .c_out = a == 1 ? 0 : 0.3f, .c_noise = id % 2 ? 0.7f : 0};
         for (int j = 0; j < KERN_COLS; j++) u.assign[a].c[j] = (j + id + a) % 3 ? 0 : 0.1f * (float)(j + 1);
@@ -151,9 +211,11 @@ static int descriptors(struct op_run *o, const int *id) {
     for (int r = 0; r < o->R; r++) {
         int i = id ? id[r] : r;
         if (o->c->op == OP_ROW_UPDATE) ((struct kern_row_update *)o->desc)[r] = update_of(i, r);
-        if (o->c->op == OP_GATHER) ((struct kern_gather *)o->desc)[r] = (struct kern_gather){.slot = r, .col = i % KERN_COLS, .scale = 0.5f + (float)i};
+        if (o->c->op == OP_GATHER)
+            ((struct kern_gather *)o->desc)[r] = (struct kern_gather){.slot = r, .col = i % KERN_COLS, .scale = 0.5f + (float)i};
         if (o->c->op == OP_ROW_NORM)
-            ((struct kern_norm *)o->desc)[r] = (struct kern_norm){.slot = r, .a = i % 3, .b = 4, .c = {0.5f, 0, 0, -2}, .atol = 1e-3, .rtol = 1e-2};
+            ((struct kern_norm *)o->desc)[r] =
+                (struct kern_norm){.slot = r, .a = i % 3, .b = 4, .c = {0.5f, 0, 0, -2}, .atol = 1e-3, .rtol = 1e-2};
     }
     return 0;
 }
@@ -166,8 +228,10 @@ static int net_open(struct op_run *o, const int *id) {
     size_t act[] = {C, 3 * C, C, C, (size_t)c->N}; // norm, qkv, attention, branch, mlp
     for (int i = 0; i < 5; i++) add(o, scratch * tokens * act[i], ACT | ONCE, id);
     for (int d = 0; d < c->depth; d++) {
-        struct kern_linear_spec s[] = {{.out = 3 * c->C, .in = c->C, .unit = c->T}, {.out = c->C, .in = c->C, .unit = c->T},
-                                       {.out = c->N, .in = c->C, .unit = c->T, .act = KERN_GELU_TANH}, {.out = c->C, .in = c->N, .unit = c->T}};
+        struct kern_linear_spec s[] = {{.out = 3 * c->C, .in = c->C, .unit = c->T},
+                                       {.out = c->C, .in = c->C, .unit = c->T},
+                                       {.out = c->N, .in = c->C, .unit = c->T, .act = KERN_GELU_TANH},
+                                       {.out = c->C, .in = c->N, .unit = c->T}};
         for (int i = 0; i < 4; i++)
             if (layer(o, s[i])) return -1;
     }
@@ -183,11 +247,20 @@ static int make(struct op_run *o, const int *id) {
         add(o, T * N, OUT | (c->y_f32 ? 0 : ACT), id);
         add(o, T * C, c->x_f32 ? 0 : ACT, id);
         if (c->save) add(o, T * N, OUT | (c->y_f32 ? 0 : ACT), id);
-        return layer(o, (struct kern_linear_spec){.out = c->N, .in = c->C, .unit = c->op == OP_VECTORS ? KERN_VEC : c->T, .act = c->act, .x_f32 = c->x_f32, .y_f32 = c->y_f32});
-    case OP_PATCHIFY: return add(o, C * side2, OUT, id), add(o, C * side2, 0, id), 0;
-    case OP_UNPATCHIFY: return add(o, (size_t)c->H * side2, OUT, id), add(o, C * side2, 0, id), 0;
-    case OP_ADD_TABLE: return add(o, T * C, OUT, id), add(o, T * C, ONCE, id), 0;
-    case OP_TIMESTEP: return add(o, C, OUT, id), add(o, 1, ROUGH, id), 0;
+        return layer(o, (struct kern_linear_spec){.out = c->N,
+                                                  .in = c->C,
+                                                  .unit = c->op == OP_VECTORS ? KERN_VEC : c->T,
+                                                  .act = c->act,
+                                                  .x_f32 = c->x_f32,
+                                                  .y_f32 = c->y_f32});
+    case OP_PATCHIFY:
+        return add(o, C * side2, OUT, id), add(o, C * side2, 0, id), 0;
+    case OP_UNPATCHIFY:
+        return add(o, (size_t)c->H * side2, OUT, id), add(o, C * side2, 0, id), 0;
+    case OP_ADD_TABLE:
+        return add(o, T * C, OUT, id), add(o, T * C, ONCE, id), 0;
+    case OP_TIMESTEP:
+        return add(o, C, OUT, id), add(o, 1, ROUGH, id), 0;
     case OP_CONDITION:
         add(o, C, OUT, id), add(o, C, 0, id), add(o, 4 * C, ONCE, id), add(o, 1, INT, id);
         return c->save ? (add(o, C, OUT, id), 0) : 0;
@@ -198,10 +271,14 @@ static int make(struct op_run *o, const int *id) {
     case OP_ATTENTION:
         add(o, T * C, OUT | ACT, id), add(o, 3 * T * C, ACT, id);
         return c->save ? (add(o, T * (size_t)c->H, OUT, id), 0) : 0;
-    case OP_GATHER: return add(o, C, OUT, id), add(o, KERN_COLS * C, 0, id), descriptors(o, id);
-    case OP_ROW_UPDATE: return add(o, KERN_COLS * C * side2, OUT, id), add(o, 2 * C * side2, 0, id), descriptors(o, id);
-    case OP_ROW_NORM: return add(o, KERN_COLS * C, 0, id), descriptors(o, id);
-    case OP_NET: return net_open(o, id);
+    case OP_GATHER:
+        return add(o, C, OUT, id), add(o, KERN_COLS * C, 0, id), descriptors(o, id);
+    case OP_ROW_UPDATE:
+        return add(o, KERN_COLS * C * side2, OUT, id), add(o, 2 * C * side2, 0, id), descriptors(o, id);
+    case OP_ROW_NORM:
+        return add(o, KERN_COLS * C, 0, id), descriptors(o, id);
+    case OP_NET:
+        return net_open(o, id);
     }
     return -1;
 }
@@ -240,7 +317,8 @@ static int net_rows(struct kern *k, void *ctx, int r0, int n, int s0) {
     size_t es = kern_dtype_size(k->act), line = (size_t)s0 * (size_t)T * es;
     float *x = (float *)o->b[0].p + (size_t)r0 * o->b[0].row;
     const float *mod = (const float *)o->b[1].p + (size_t)r0 * (size_t)ld;
-    char *norm = (char *)o->b[2].p + line * (size_t)C, *qkv = (char *)o->b[3].p + line * 3 * (size_t)C, *att = (char *)o->b[4].p + line * (size_t)C;
+    char *norm = (char *)o->b[2].p + line * (size_t)C, *qkv = (char *)o->b[3].p + line * 3 * (size_t)C,
+         *att = (char *)o->b[4].p + line * (size_t)C;
     char *branch = (char *)o->b[5].p + line * (size_t)C, *mlp = (char *)o->b[6].p + line * (size_t)c->N;
     rc = k->norm_modulate(k, norm, x, mod, mod + C, ld, n, T, C, 1e-6f, NULL, NULL);
     for (int d = 0; d < c->depth && !rc; d++, mod += 6 * C) {
@@ -252,7 +330,9 @@ static int net_rows(struct kern *k, void *ctx, int r0, int n, int s0) {
         if (!rc) rc = k->gate_norm(k, norm, x, branch, mod + 2 * C, mod + 3 * C, mod + 4 * C, ld, n, T, C, 1e-6f, NULL, NULL);
         if (!rc) rc = k->linear(k, l[2], mlp, norm, n, NULL);
         if (!rc) rc = k->linear(k, l[3], branch, mlp, n, NULL);
-        if (!rc) rc = k->gate_norm(k, last ? NULL : norm, x, branch, mod + 5 * C, last ? NULL : mod + 6 * C, last ? NULL : mod + 7 * C, ld, n, T, C, 1e-6f, NULL, NULL);
+        if (!rc)
+            rc = k->gate_norm(k, last ? NULL : norm, x, branch, mod + 5 * C, last ? NULL : mod + 6 * C, last ? NULL : mod + 7 * C,
+                              ld, n, T, C, 1e-6f, NULL, NULL);
     }
     return rc;
 }
@@ -266,20 +346,34 @@ int op_run(struct op_run *o) {
     for (int i = 0; i < OP_BUFFERS; i++) p[i] = o->b[i].p;
     float *mod = p[3];
     switch (c->op) {
-    case OP_LINEAR: return k->linear(k, o->layers[0], p[0], p[1], R, p[2]);
-    case OP_VECTORS: return k->linear(k, o->layers[0], p[0], p[1], o->lines / KERN_VEC, p[2]);
-    case OP_PATCHIFY: return k->patchify(k, p[0], p[1], R, C, T, c->N);
-    case OP_UNPATCHIFY: return k->unpatchify(k, p[0], p[1], R, C, c->H, T, c->N);
-    case OP_ADD_TABLE: return k->add_table(k, p[0], p[1], R, T, C);
-    case OP_TIMESTEP: return k->timestep_embed(k, p[0], p[1], R, C);
-    case OP_CONDITION: return k->condition(k, p[0], p[1], p[2], p[3], R, C, p[4]);
-    case OP_NORM: return k->norm_modulate(k, p[0], p[1], mod, mod + C, 3 * C, R, T, C, 1e-6f, p[4], p[5]);
-    case OP_GATE_NORM: return k->gate_norm(k, c->N ? NULL : p[0], p[1], p[2], mod, mod + C, mod + 2 * C, 3 * C, R, T, C, 1e-6f, p[4], p[5]);
-    case OP_ATTENTION: return k->attention(k, p[0], p[1], R, T, c->H, C / c->H, p[2]);
-    case OP_GATHER: return k->gather(k, p[0], p[1], (size_t)C, o->desc, R);
-    case OP_ROW_UPDATE: return k->row_update(k, p[0], n, n / (size_t)C, p[1], n, NULL, o->desc, R);
-    case OP_ROW_NORM: return k->row_norm(k, o->norms, p[0], (size_t)C, o->desc, R);
-    case OP_NET: return k->rows(k, R, net_rows, o);
+    case OP_LINEAR:
+        return k->linear(k, o->layers[0], p[0], p[1], R, p[2]);
+    case OP_VECTORS:
+        return k->linear(k, o->layers[0], p[0], p[1], o->lines / KERN_VEC, p[2]);
+    case OP_PATCHIFY:
+        return k->patchify(k, p[0], p[1], R, C, T, c->N);
+    case OP_UNPATCHIFY:
+        return k->unpatchify(k, p[0], p[1], R, C, c->H, T, c->N);
+    case OP_ADD_TABLE:
+        return k->add_table(k, p[0], p[1], R, T, C);
+    case OP_TIMESTEP:
+        return k->timestep_embed(k, p[0], p[1], R, C);
+    case OP_CONDITION:
+        return k->condition(k, p[0], p[1], p[2], p[3], R, C, p[4]);
+    case OP_NORM:
+        return k->norm_modulate(k, p[0], p[1], mod, mod + C, 3 * C, R, T, C, 1e-6f, p[4], p[5]);
+    case OP_GATE_NORM:
+        return k->gate_norm(k, c->N ? NULL : p[0], p[1], p[2], mod, mod + C, mod + 2 * C, 3 * C, R, T, C, 1e-6f, p[4], p[5]);
+    case OP_ATTENTION:
+        return k->attention(k, p[0], p[1], R, T, c->H, C / c->H, p[2]);
+    case OP_GATHER:
+        return k->gather(k, p[0], p[1], (size_t)C, o->desc, R);
+    case OP_ROW_UPDATE:
+        return k->row_update(k, p[0], n, n / (size_t)C, p[1], n, NULL, o->desc, R);
+    case OP_ROW_NORM:
+        return k->row_norm(k, o->norms, p[0], (size_t)C, o->desc, R);
+    case OP_NET:
+        return k->rows(k, R, net_rows, o);
     }
     return -1;
 }
@@ -295,15 +389,24 @@ double op_flops(const struct op_case *c, int R) {
 double op_bytes_moved(const struct op_case *c, int R) {
     double T = c->T, C = c->C, es = (double)kern_dtype_size(c->dtype);
     switch (c->op) {
-    case OP_NORM: return R * T * C * (4 + es);
-    case OP_GATE_NORM: return R * T * C * (8 + 2 * es);
-    case OP_ADD_TABLE: return R * T * C * 8;
+    case OP_NORM:
+        return R * T * C * (4 + es);
+    case OP_GATE_NORM:
+        return R * T * C * (8 + 2 * es);
+    case OP_ADD_TABLE:
+        return R * T * C * 8;
     case OP_PATCHIFY:
-    case OP_UNPATCHIFY: return R * T * T * C * 8;
-    case OP_ROW_UPDATE: return R * T * T * C * 4 * 7;
-    case OP_GATHER: return R * C * 8;
-    case OP_CONDITION: return R * C * 8;
-    case OP_TIMESTEP: return R * C * 4;
-    default: return 0;
+    case OP_UNPATCHIFY:
+        return R * T * T * C * 8;
+    case OP_ROW_UPDATE:
+        return R * T * T * C * 4 * 7;
+    case OP_GATHER:
+        return R * C * 8;
+    case OP_CONDITION:
+        return R * C * 8;
+    case OP_TIMESTEP:
+        return R * C * 4;
+    default:
+        return 0;
     }
 }

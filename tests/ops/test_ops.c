@@ -52,7 +52,8 @@ static void compare_case(const struct op_case *c, struct kern *cpu, struct kern 
         double d = distance(&a, i, x, y);
         if (!(d <= c->tol)) test_fail(__FILE__, __LINE__, "%s: buffer %d is off by %.3g, allowed %.3g", label(c), i, d, c->tol);
         bool unchanged = !a.b[i].shared && memcmp(x, a.b[i].host, (size_t)R * a.b[i].row * a.b[i].size) == 0;
-        if (unchanged && i == 0 && !(c->op == OP_GATE_NORM && c->N)) test_fail(__FILE__, __LINE__, "%s: nothing was written", label(c));
+        if (unchanged && i == 0 && !(c->op == OP_GATE_NORM && c->N))
+            test_fail(__FILE__, __LINE__, "%s: nothing was written", label(c));
         free(x);
         free(y);
     }
@@ -97,10 +98,12 @@ static void same_rows(struct op_run *got, const struct op_run *all, void **bytes
         op_read(got, i, x);
         for (int r = 0; r < got->R; r++)
             if (memcmp(x + (size_t)r * row, (char *)bytes[i] + (size_t)id[r] * row, row) != 0)
-                test_fail(__FILE__, __LINE__, "%s: buffer %d, row %d at place %d of %d with %d threads has other bits", label(got->c), i, id[r], r, got->R, got->k->threads);
+                test_fail(__FILE__, __LINE__, "%s: buffer %d, row %d at place %d of %d with %d threads has other bits",
+                          label(got->c), i, id[r], r, got->R, got->k->threads);
         free(x);
     }
-    for (int r = 0; got->c->op == OP_ROW_NORM && r < got->R; r++) CHECK(memcmp(&got->norms[r], &all->norms[id[r]], sizeof(double)) == 0);
+    for (int r = 0; got->c->op == OP_ROW_NORM && r < got->R; r++)
+        CHECK(memcmp(&got->norms[r], &all->norms[id[r]], sizeof(double)) == 0);
 }
 
 static void case_bits(const struct op_case *c, struct kern *const *k, int kerns, bool every_R) {
@@ -127,7 +130,8 @@ static void all_bits(enum kern_dtype act) {
     for (int t = 0; t < 3; t++) k[t] = open_kern("cpu", act, t + 1);
     for (int i = 0; i < op_cases_n; i++) {
         const struct op_case *c = &op_cases[i];
-        if (c->dtype == act && op_flops(c, 1) < 6e7) case_bits(c, k, 3, c->op == OP_NET || c->op == OP_VECTORS || op_flops(c, 1) < 2e5);
+        if (c->dtype == act && op_flops(c, 1) < 6e7)
+            case_bits(c, k, 3, c->op == OP_NET || c->op == OP_VECTORS || op_flops(c, 1) < 2e5);
     }
     for (int t = 0; t < 3; t++) kern_close(k[t]);
 }
@@ -164,7 +168,8 @@ TEST(ops_nan_is_never_lost) {
     struct kern *k = open_kern("cpu", KERN_F32, 1);
     for (int i = 0; i < op_cases_n; i++) {
         const struct op_case *c = &op_cases[i];
-        bool tokens = c->op == OP_LINEAR || c->op == OP_ATTENTION || c->op == OP_NORM || (c->op == OP_GATE_NORM && !c->N) || c->op == OP_CONDITION;
+        bool tokens = c->op == OP_LINEAR || c->op == OP_ATTENTION || c->op == OP_NORM || (c->op == OP_GATE_NORM && !c->N) ||
+                      c->op == OP_CONDITION;
         if (c->dtype != KERN_F32 || !tokens || op_flops(c, 1) > 1e8) continue;
         struct op_run o;
         CHECK(op_open(&o, k, c, 1, NULL) == 0);
@@ -192,7 +197,8 @@ TEST(ops_row_update_zero_coefficients_do_not_read) {
         CHECK(k->alloc(k, KERN_COLS * N * 4, &cols) == 0 && k->alloc(k, N * 4, &out) == 0);
         for (int i = 0; i < KERN_COLS * N; i++) ((float *)cols)[i] = i < N ? (float)i : NAN;
         for (int i = 0; i < N; i++) ((float *)out)[i] = NAN;
-        struct kern_row_update u = {.row_c = -1, .row_u = -1, .row_rest = -1, .n = 2, .assign = {{.dst = 3, .c = {2}}, {.dst = 0, .c = {-1}}}};
+        struct kern_row_update u = {
+            .row_c = -1, .row_u = -1, .row_rest = -1, .n = 2, .assign = {{.dst = 3, .c = {2}}, {.dst = 0, .c = {-1}}}};
         CHECK(k->row_update(k, cols, N, N, out, N, NULL, &u, 1) == 0);
         for (int i = 0; i < N; i++) CHECK(((float *)cols)[3 * N + i] == 2.0f * (float)i && ((float *)cols)[i] == -(float)i);
         float noise[N];
@@ -206,7 +212,9 @@ TEST(ops_row_update_zero_coefficients_do_not_read) {
     }
 }
 
-struct visit { int seen[100], scratch[100], limit; };
+struct visit {
+    int seen[100], scratch[100], limit;
+};
 static int visit_rows(struct kern *lane, void *ctx, int r0, int n, int s0) {
     struct visit *v = ctx;
     for (int i = 0; i < n; i++) __atomic_fetch_add(&v->seen[r0 + i], 1, __ATOMIC_RELAXED);
@@ -262,14 +270,16 @@ TEST(ops_threads_are_counted_and_nice) {
 TEST(ops_refusals_say_why) {
     struct kern *k;
     char why[256];
-    CHECK(kern_open(&k, &(struct kern_config){.backend = "gpu"}, why, sizeof why) == KERN_EUNSUPPORTED && !k && strstr(why, "\"gpu\""));
+    CHECK(kern_open(&k, &(struct kern_config){.backend = "gpu"}, why, sizeof why) == KERN_EUNSUPPORTED && !k &&
+          strstr(why, "\"gpu\""));
     CHECK(kern_open(&k, &(struct kern_config){.backend = "cpu", .act = KERN_F16}, why, sizeof why) == KERN_EUNSUPPORTED && !k);
     const char *names[] = {"ref", "cpu"};
     for (int b = 0; b < 2; b++) {
         k = open_kern(names[b], KERN_F32, 1);
         struct kern_linear *l = (struct kern_linear *)k;
         void *p = k;
-        CHECK(k->linear_new(k, &(struct kern_linear_spec){.out = 0, .in = 4, .unit = 1}, "", NULL, &l) == KERN_EUNSUPPORTED && !l);
+        CHECK(k->linear_new(k, &(struct kern_linear_spec){.out = 0, .in = 4, .unit = 1}, "", NULL, &l) == KERN_EUNSUPPORTED &&
+              !l);
         CHECK(k->attention(k, NULL, NULL, 1, 4, 1, 12, NULL) == KERN_EUNSUPPORTED && strstr(k->why, "12"));
         CHECK(k->attention(k, NULL, NULL, 1, 4, 1, 136, NULL) == KERN_EUNSUPPORTED);
         CHECK(k->attention(k, NULL, NULL, 1, 4097, 1, 8, NULL) == KERN_EUNSUPPORTED && strstr(k->why, "4097"));
@@ -284,7 +294,7 @@ TEST(ops_refusals_say_why) {
 }
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) // their shadows need the address space
-static void limit_memory(size_t more) { // beyond what is mapped now; 0: no limit
+static void limit_memory(size_t more) {                             // beyond what is mapped now; 0: no limit
     long pages = 0;
     FILE *f = fopen("/proc/self/statm", "r");
     CHECK(f && fscanf(f, "%ld", &pages) == 1);
@@ -321,7 +331,8 @@ TEST(ops_out_of_memory_is_a_status) {
         kern_close(other);
         limit_memory(0);
     }
-    if (!made || !refused || !kerns || kerns == 48) test_fail(__FILE__, __LINE__, "%d layers made, %d refused, %d back ends", made, refused, kerns);
+    if (!made || !refused || !kerns || kerns == 48)
+        test_fail(__FILE__, __LINE__, "%d layers made, %d refused, %d back ends", made, refused, kerns);
     compare_case(&op_cases[0], k, k, 2);
     free(w);
     kern_close(k);
@@ -333,14 +344,23 @@ TEST(ops_bf16_is_refused_where_the_processor_lacks_it) {
     struct kern *k;
     char why[256];
     CHECK(!kern_cpu_has_bf16());
-    CHECK(kern_open(&k, &(struct kern_config){.backend = "cpu", .act = KERN_BF16}, why, sizeof why) == KERN_EUNSUPPORTED && !k && strstr(why, "bfloat16"));
+    CHECK(kern_open(&k, &(struct kern_config){.backend = "cpu", .act = KERN_BF16}, why, sizeof why) == KERN_EUNSUPPORTED && !k &&
+          strstr(why, "bfloat16"));
 }
 
 TEST(ops_bf16_conversion_rounds_to_even) {
-    static const struct { float f; uint16_t h; } want[] = {{1.0f, 0x3f80}, {0x1.01p0f, 0x3f80}, {0x1.03p0f, 0x3f82}, {0x1.0101p0f, 0x3f81}, {-0x1.03p0f, 0xbf82},
-                                                           {0x1.fffffep127f, 0x7f80}, {INFINITY, 0x7f80}, {0.0f, 0}, {-0.0f, 0x8000}};
+    static const struct {
+        float f;
+        uint16_t h;
+    } want[] = {{1.0f, 0x3f80},       {0x1.01p0f, 0x3f80},       {0x1.03p0f, 0x3f82}, {0x1.0101p0f, 0x3f81},
+                {-0x1.03p0f, 0xbf82}, {0x1.fffffep127f, 0x7f80}, {INFINITY, 0x7f80},  {0.0f, 0},
+                {-0.0f, 0x8000}};
     for (size_t i = 0; i < sizeof want / sizeof *want; i++) CHECK(kern_f32_to_bf16(want[i].f) == want[i].h);
     CHECK(kern_bf16_to_f32(kern_f32_to_bf16(NAN)) != kern_bf16_to_f32(kern_f32_to_bf16(NAN)));
-    static const struct { uint16_t h; float f; } halves[] = {{0x3c00, 1}, {0xc000, -2}, {0x7bff, 65504}, {0x0001, 0x1p-24f}, {0x8400, -0x1p-14f}, {0x7c00, INFINITY}, {0, 0}};
+    static const struct {
+        uint16_t h;
+        float f;
+    } halves[] = {{0x3c00, 1},         {0xc000, -2},       {0x7bff, 65504}, {0x0001, 0x1p-24f},
+                  {0x8400, -0x1p-14f}, {0x7c00, INFINITY}, {0, 0}};
     for (size_t i = 0; i < sizeof halves / sizeof *halves; i++) CHECK(kern_f16_to_f32(halves[i].h) == halves[i].f);
 }

@@ -73,6 +73,7 @@ TEST(philox_streams_differ_in_every_coordinate) {
 
 // The bytes themselves: a change of these numbers changes every picture ever promised by a seed.
 TEST(philox_normals_are_pinned) {
-    static const uint32_t want[8] = {0xbf0c807f, 0x3f52be8a, 0x3ef93184, 0x400efc1c, 0x3d3f076e, 0x3e19bc46, 0xbf0d311d, 0x3f81bb5b};
+    static const uint32_t want[8] = {0xbf0c807f, 0x3f52be8a, 0x3ef93184, 0x400efc1c,
+                                     0x3d3f076e, 0x3e19bc46, 0xbf0d311d, 0x3f81bb5b};
     for (uint32_t i = 0; i < 8; i++) CHECK(philox_float_bits(philox_normal(42, 0, 0, i)) == want[i]);
 }
