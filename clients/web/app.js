@@ -2,8 +2,9 @@
 /*
  * The playground: a form for POST /v1/samples, filled from GET /v1/capabilities.
  *
- * The page checks nothing itself. It sends what was typed, and the daemon, which refuses everything that is not right and names the field, is the only
- * judge: `error.param` finds the field by its data-param. Knobs that the chosen sampler does not use are hidden and not sent.
+ * The page checks nothing itself. It sends what was typed, and the daemon, which refuses everything that is not right and names the
+ * field, is the only judge: `error.param` finds the field by its data-param. Knobs that the chosen sampler does not use are hidden and
+ * not sent.
  */
 "use strict";
 
@@ -47,9 +48,10 @@ function fillModel() {
   model = caps.models.find((m) => m.name === $("model").value) || caps.models[0];
   picked = new Set([...picked].filter((id) => (id === null ? model.null_class : id < model.classes)));
   if (picked.size === 0) picked.add(0);
-  options($("interpolant"), [["", `${model.path} (the model's)`], ...caps.interpolants.filter((p) => p !== model.path).map((p) => [p, `${p} (converted)`])]);
-  const counts = Array.from({ length: model.max_guidance_channels }, (_, i) => [String(i + 1), i === 0 ? "first" : `first ${i + 1}`]);
-  options($("channels"), [["", "the model's rule"], ...counts.slice(0, -1), ["all", "all"]]);
+  const others = caps.interpolants.filter((path) => path !== model.path);
+  options($("interpolant"), [["", `${model.path} (the model's)`], ...others.map((path) => [path, `${path} (converted)`])]);
+  const counts = Array.from({ length: model.max_guidance_channels - 1 }, (_, i) => [String(i + 1), i === 0 ? "first" : `first ${i + 1}`]);
+  options($("channels"), [["", "the model's rule"], ...counts, ["all", "all"]]);
   const list = model.labels.length > 0;
   $("chips").hidden = !list;
   $("filter").hidden = !list || model.labels.length <= FEW_LABELS;
@@ -62,7 +64,8 @@ function fillModel() {
 
 function fillChips() {
   const want = $("filter").value.trim().toLowerCase();
-  const ids = model.labels.map((_, id) => id).filter((id) => picked.has(id) || model.labels[id].some((name) => name.toLowerCase().includes(want)));
+  const found = (id) => model.labels[id].some((name) => name.toLowerCase().includes(want));
+  const ids = model.labels.map((_, id) => id).filter((id) => picked.has(id) || found(id));
   ids.sort((a, b) => picked.has(b) - picked.has(a) || a - b);
   if (model.labels.length <= FEW_LABELS) ids.sort((a, b) => a - b);
   const entries = ids.slice(0, SHOWN_LABELS);
@@ -74,8 +77,8 @@ function fillChips() {
       else picked.delete(id);
       changed();
     });
-    const title = id === null ? "no class: what the model makes unasked" : [`class ${id}`, ...model.labels[id].slice(1)].join(", ");
-    return element("label", { title, class: id === null ? "none" : "" }, box, element("span", {}, label(id)));
+    const names = id === null ? ["no class: what the model makes unasked"] : [`class ${id}`, ...model.labels[id].slice(1)];
+    return element("label", { title: names.join(", "), class: id === null ? "none" : "" }, box, element("span", {}, label(id)));
   }));
 }
 
@@ -96,12 +99,14 @@ function rememberSampler() {
 function visibility() {
   const sde = type() === "sde", adaptive = !sde && $("method").value === "dopri5";
   const guided = Number($("scale").value) !== 1, last = sde && $("last_step").value !== "none";
-  const when = { steps: !adaptive, dopri5: adaptive, sde, last, null: model.null_class, guided, channels: guided && model.max_guidance_channels > 1 };
+  const channels = guided && model.max_guidance_channels > 1;
+  const when = { steps: !adaptive, dopri5: adaptive, sde, last, null: model.null_class, guided, channels };
   for (const e of document.querySelectorAll("[data-when]")) e.hidden = !when[e.dataset.when];
 }
 
 function about() {
-  $("about").textContent = `${caps.version} · ${caps.device} · ${model.name}, step ${model.version}, ${model.image_size}×${model.image_size}, ${model.path} ${model.prediction}`;
+  const size = `${model.image_size}×${model.image_size}`;
+  $("about").textContent = [caps.version, caps.device, `${model.name}, step ${model.version}, ${size}, ${model.path} ${model.prediction}`].join(" · ");
   document.title = `${model.name} · sitd playground`;
 }
 
@@ -131,7 +136,8 @@ function put(object, key, value, unless) {
 
 function samplerPart() {
   const t = type(), s = { type: t, method: $("method").value };
-  const keys = t === "sde" ? ["steps", "w_t", "w_t_scale", "last_step", "last_step_size"] : s.method === "dopri5" ? ["atol", "rtol", "max_evaluations"] : ["steps"];
+  const adaptive = ["atol", "rtol", "max_evaluations"], stochastic = ["steps", "w_t", "w_t_scale", "last_step", "last_step_size"];
+  const keys = t === "sde" ? stochastic : s.method === "dopri5" ? adaptive : ["steps"];
   for (const key of keys) {
     if (key === "last_step_size" && s.last_step === "none") continue;
     put(s, key, $(key).tagName === "SELECT" ? $(key).value : number(key));
@@ -236,7 +242,8 @@ function busy(on) {
 }
 
 async function ask(request) {
-  const response = await fetch("v1/samples", { method: "POST", headers: { "Content-Type": "application/json", Accept: "application/json" }, body: JSON.stringify(request), signal: running.signal });
+  const headers = { "Content-Type": "application/json", Accept: "application/json" };
+  const response = await fetch("v1/samples", { method: "POST", headers, body: JSON.stringify(request), signal: running.signal });
   const text = await response.text();
   let body;
   try {
@@ -244,7 +251,8 @@ async function ask(request) {
   } catch {
     throw { message: `The daemon answered ${response.status} with something that is not JSON.` };
   }
-  if (!response.ok) throw { ...(body.error || { message: `The daemon answered ${response.status}.` }), retry: response.headers.get("Retry-After") };
+  const error = body.error || { message: `The daemon answered ${response.status}.` };
+  if (!response.ok) throw { ...error, retry: response.headers.get("Retry-After") };
   return body;
 }
 
@@ -254,7 +262,9 @@ async function generate() {
   const request = build(), start = performance.now();
   running = new AbortController();
   busy(true);
-  const clock = setInterval(() => { $("status").textContent = `${((performance.now() - start) / 1000).toFixed(1)} s`; }, 100);
+  const clock = setInterval(() => {
+    $("status").textContent = `${((performance.now() - start) / 1000).toFixed(1)} s`;
+  }, 100);
   try {
     const answer = await ask(request);
     const entry = { request: { ...request, seed: answer.seed }, answer, total: performance.now() - start, model };
@@ -294,8 +304,10 @@ function layout(entry) {
 
 function figure(entry, image) {
   const a = entry.answer, text = caption(image), size = entry.model.image_size;
-  const img = element("img", { src: source(image), alt: `${text}, seed ${a.seed}, index ${image.seed_index}`, width: size, height: size });
-  const save = element("a", { href: source(image), download: `${a.model}-${text.replace(/\W+/g, "-")}-${a.seed}-${image.seed_index}.png`, title: `Save as PNG. Pixels ${image.pixels_sha256}` }, img);
+  const alt = `${text}, seed ${a.seed}, index ${image.seed_index}`;
+  const download = `${a.model}-${text.replace(/\W+/g, "-")}-${a.seed}-${image.seed_index}.png`;
+  const img = element("img", { src: source(image), alt, width: size, height: size });
+  const save = element("a", { href: source(image), download, title: `Save as PNG. Pixels ${image.pixels_sha256}` }, img);
   return element("figure", {}, save, element("figcaption", {}, element("span", {}, text), element("span", {}, `#${image.seed_index}`)));
 }
 

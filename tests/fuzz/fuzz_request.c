@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * Bodies of POST /v1/samples: parse, resolve against two fixed models, write the normalised request of the first and the last image, take that again, and demand the same
- * job. An error must have a 4xx status, a code, a type and a JSON form.
+ * Bodies of POST /v1/samples: parse, resolve against two fixed models, write the normalised request of the first and the last
+ * image, take that again, and demand the same job. An error must have a 4xx status, a code, a type and a JSON form.
  */
 #include <jansson.h>
 #include <stdlib.h>
@@ -13,9 +13,9 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-#define DEMAND(cond) \
-    do { \
-        if (!(cond)) __builtin_trap(); \
+#define DEMAND(cond)                                                                                                             \
+    do {                                                                                                                         \
+        if (!(cond)) __builtin_trap();                                                                                           \
     } while (0)
 
 static void check_error(const struct http_error *e) {
@@ -38,7 +38,8 @@ static void check_again(const struct resolved *first, const struct engine_model 
     const struct engine_job *a = &first->job, *b = &second.job;
     DEMAND(again && strcmp(text, again) == 0);
     DEMAND(b->n == 1 && b->classes[0] == a->classes[i] && b->seed == a->seed && b->seed_index == a->seed_index + (uint32_t)i);
-    DEMAND(a->sampler.type == b->sampler.type && a->sampler.method == b->sampler.method && a->sampler.guidance == b->sampler.guidance);
+    DEMAND(a->sampler.type == b->sampler.type && a->sampler.method == b->sampler.method &&
+           a->sampler.guidance == b->sampler.guidance);
     DEMAND(sampler_evaluations(&a->sampler, &m->sampler) == sampler_evaluations(&b->sampler, &m->sampler));
     mem_free(again);
     mem_free(text);

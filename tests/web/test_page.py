@@ -217,6 +217,24 @@ def test_every_knob_is_taken(page):
     page.shot("every-knob")
 
 
+def test_a_thousand_labels_are_searched(page):
+    page.js("model.labels = Array.from({ length: 1000 }, (_, i) => [`bird ${i}`, `synonym ${i}`]); model.classes = 1000; fillModel()")
+
+    def labels():
+        return [e.text for e in page.driver.find_elements(By.CSS_SELECTOR, "#chips label")]
+
+    assert page("filter").is_displayed() and len(labels()) == 61, "60 and the unconditional one"
+    page("filter").send_keys("SYNONYM 77")
+    assert labels() == ["bird 0", "bird 77", *(f"bird {i}" for i in range(770, 780)), "unconditional"]
+    page.driver.find_elements(By.CSS_SELECTOR, "#chips label")[1].click()
+    page.type("filter", "")
+    assert labels()[:3] == ["bird 0", "bird 77", "bird 1"] and page.request()["classes"] == [0] * 4 + [77] * 4
+    page.js("model.labels = []; fillModel()")
+    page("ids").send_keys("3, 7,x")
+    page.type("n", 1)
+    assert page.request()["classes"] == [3, 7, "x"]
+
+
 @pytest.mark.parametrize("field, value, words", [("steps", "0", "from 1 to 10000"), ("steps", "2.5", "must be an integer"), ("seed", "abc", "decimal digits"),
                                                   ("n", "0", "from 1 to"), ("scale", "-1", "from 0 to 1000")])
 def test_an_error_shows_at_its_field(page, field, value, words):
