@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The cpu back end against the reference, and its rows against themselves in other company: every case, both instruction sets.
 #include <dirent.h>
+#include <malloc.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -309,6 +310,7 @@ static void limit_memory(size_t more) {                             // beyond wh
 TEST(ops_out_of_memory_is_a_status) {
     enum { N = 2048 };
     int refused = 0, made = 0, kerns = 0;
+    mallopt(M_MMAP_THRESHOLD, 1 << 16); // large blocks go back to the system when freed, so that the limit is felt
     struct kern *k = open_kern("cpu", KERN_F32, 2);
     float *w = calloc(N, N * sizeof *w);
     CHECK(w);
