@@ -16,6 +16,8 @@ Q := $(if $(V),,@)
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes $(if $(filter 1,$(WERROR)),-Werror)
 CFLAGS ?= -O3 -g
 ALL_CFLAGS = -std=c17 -D_GNU_SOURCE -I. $(WARN) $(CFLAGS) -ffp-contract=off -fno-omit-frame-pointer -pthread
+# DT_RPATH (not RUNPATH) so that a bundle's own libraries find each other
+LDFLAGS += -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/lib'
 LDLIBS := -ldnnl -ljansson -lmicrohttpd -luv -lpng -lcrypto -lz -lm -lpthread
 ifeq ($(SAN),address)
 ALL_CFLAGS += -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined
@@ -43,7 +45,7 @@ SERVER_OBJ := $(SERVER_SRC:%.c=$(OUT)/%.o)
 TEST_OBJ := $(TEST_SRC:%.c=$(OUT)/%.o)
 WEB := $(wildcard clients/web/*) proto/openapi.json
 
-.PHONY: all run test test-all bench check check-layers bundle fuzz clean help deps tests fuzzers format
+.PHONY: all run test test-all bench check check-layers bundle fuzz clean help deps tests fuzzers
 all: $(OUT)/sitd ## build the daemon (build/sitd)
 	@ln -sf $(CONFIG)/sitd $(BUILD)/sitd
 
@@ -100,6 +102,11 @@ test: ## install what is missing, build, run the whole test suite
 	@tests/run.sh
 test-all: test ## the test suite, then every recorded case of ../shared/golden when it is there
 	@tests/golden/all.sh
+bench: all $(OUT)/bench-ops ## forward passes beside torch where it is installed (TORCH_PYTHON=python[:python]), ops against their ceiling; CSV in build/
+	@$(PYTHON) tests/bench/forward.py
+	@$(OUT)/bench-ops
+bundle: all ## build/sitd-VERSION.tar.gz: the binary, its libraries and the bundled models, to unpack anywhere
+	@tools/bundle.sh $(VERSION)
 check: ## static checks: layers, format, clang-tidy's bugprone set
 	@tools/check-layers.sh
 	@tools/check.sh
