@@ -26,8 +26,8 @@ enum { SRC, DST, BIAS, PAD, OPERANDS }; // a lane's memory objects; PAD is oneDN
 
 struct part { // panels of one width: all but the last, or the last
     int width;
-    dnnl_primitive_t product;
-    dnnl_memory_desc_t weights;
+    dnnl_primitive_t product, reorder;
+    dnnl_memory_desc_t weights, plain, reorder_pad;
     dnnl_memory_t (*operands)[OPERANDS]; // [lanes]
 };
 
@@ -77,6 +77,21 @@ static int panel_width(int out, int in) {
 
 /* ---- shapes ---- */
 
+// From a panel of float32 weights [width, in] to the layout and type that the product chose
+static dnnl_status_t part_reorder(struct part *p, const struct shape *s, dnnl_engine_t engine, dnnl_primitive_attr_t attr) {
+    dnnl_dims_t dims = {s->in, p->width}, strides = {1, s->in};
+    dnnl_primitive_desc_t pd = NULL;
+    dnnl_status_t st = dnnl_memory_desc_init_by_strides(&p->plain, 2, dims, dnnl_f32, strides);
+    if (st == dnnl_success) st = dnnl_reorder_primitive_desc_create(&pd, &p->plain, engine, &p->weights, engine, attr);
+    if (st == dnnl_success) {
+        p->reorder_pad = *dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
+        st = dnnl_primitive_create(&p->reorder, pd);
+        dnnl_primitive_desc_destroy(pd);
+    }
+    return st;
+}
+
+// All primitives are made here, on the owner's thread; pool threads only execute them
 static int part_primitive(struct part *p, const struct shape *s, dnnl_engine_t engine, dnnl_memory_desc_t d[OPERANDS]) {
     dnnl_dims_t sd = {s->chunk, s->in}, wd = {s->in, p->width}, bd = {1, p->width}, dd = {s->chunk, p->width};
     dnnl_dims_t ss = {s->in, 1}, bs = {p->width, 1}, ds = {(dnnl_dim_t)s->dst_ld, 1};
@@ -98,6 +113,7 @@ static int part_primitive(struct part *p, const struct shape *s, dnnl_engine_t e
         st = dnnl_primitive_create(&p->product, pd);
     }
     if (pd) dnnl_primitive_desc_destroy(pd);
+    if (st == dnnl_success) st = part_reorder(p, s, engine, attr);
     if (attr) dnnl_primitive_attr_destroy(attr);
     return st == dnnl_success         ? KERN_OK
            : st == dnnl_out_of_memory ? KERN_ENOMEM
@@ -125,6 +141,7 @@ static void part_deinit(struct part *p, int lanes) {
             if (p->operands[i][o]) dnnl_memory_destroy(p->operands[i][o]);
     free(p->operands);
     if (p->product) dnnl_primitive_destroy(p->product);
+    if (p->reorder) dnnl_primitive_destroy(p->reorder);
 }
 
 static void shape_release(struct cpu *cpu, struct shape *s) {
@@ -193,7 +210,7 @@ struct loading {
     const void *w;
 };
 
-// Task: one panel's weights, converted to float32 and then reordered to the layout (and type) that its primitive chose
+// Task: one panel's weights, converted to float32 and then reordered
 static int load_panel(struct lane *lane, int panel, void *arg) {
     struct loading *job = arg;
     struct cpu_linear *l = job->l;
@@ -201,29 +218,24 @@ static int load_panel(struct lane *lane, int panel, void *arg) {
     dnnl_engine_t engine = lane->cpu->engine;
     size_t in = (size_t)l->layer.spec.in, first = (size_t)panel * (size_t)l->shape->width * in, count = (size_t)p->width * in;
     size_t size = kern_alloc_size(dnnl_memory_desc_get_size(&p->weights));
-    dnnl_dims_t dims = {l->layer.spec.in, p->width}, strides = {1, l->layer.spec.in};
-    dnnl_memory_desc_t plain;
-    dnnl_memory_t from = NULL;
-    dnnl_primitive_desc_t pd = NULL;
-    dnnl_primitive_t reorder = NULL;
+    dnnl_memory_t from = NULL, pad = NULL;
     float *w = malloc(count * sizeof *w);
+    void *pad_bytes = aligned_alloc(64, kern_alloc_size(dnnl_memory_desc_get_size(&p->reorder_pad)));
     l->blobs[panel] = aligned_alloc(64, size);
-    dnnl_status_t st = w && l->blobs[panel] ? dnnl_success : dnnl_out_of_memory;
+    dnnl_status_t st = w && pad_bytes && l->blobs[panel] ? dnnl_success : dnnl_out_of_memory;
     if (st == dnnl_success) {
         memset(l->blobs[panel], 0, size);
         for (size_t i = 0; i < count; i++) w[i] = kern_load(l->layer.spec.w_store, job->w, first + i);
         st = dnnl_memory_create(&l->weights[panel], &p->weights, engine, l->blobs[panel]);
     }
-    if (st == dnnl_success) st = dnnl_memory_desc_init_by_strides(&plain, 2, dims, dnnl_f32, strides);
-    if (st == dnnl_success) st = dnnl_memory_create(&from, &plain, engine, w);
-    if (st == dnnl_success) st = dnnl_reorder_primitive_desc_create(&pd, &plain, engine, &p->weights, engine, NULL);
-    if (st == dnnl_success) st = dnnl_primitive_create(&reorder, pd);
-    dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, l->weights[panel]}};
-    if (st == dnnl_success) st = dnnl_primitive_execute(reorder, lane->stream, 2, args);
-    if (reorder) dnnl_primitive_destroy(reorder);
-    if (pd) dnnl_primitive_desc_destroy(pd);
+    if (st == dnnl_success) st = dnnl_memory_create(&from, &p->plain, engine, w);
+    if (st == dnnl_success) st = dnnl_memory_create(&pad, &p->reorder_pad, engine, pad_bytes);
+    dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, l->weights[panel]}, {DNNL_ARG_SCRATCHPAD, pad}};
+    if (st == dnnl_success) st = dnnl_primitive_execute(p->reorder, lane->stream, 3, args);
     if (from) dnnl_memory_destroy(from);
+    if (pad) dnnl_memory_destroy(pad);
     free(w);
+    free(pad_bytes);
     if (st == dnnl_success) return KERN_OK;
     return kern_fail(&lane->kern, st == dnnl_out_of_memory ? KERN_ENOMEM : KERN_EDEVICE, "oneDNN status %d", (int)st);
 }
