@@ -16,6 +16,7 @@ int kern_fail(struct kern *, int status, const char *fmt, ...) __attribute__((fo
 void kern_ref_fill(struct kern *); // every entry of the table
 int kern_cpu_open(struct kern *,
                   const struct kern_config *); // replaces entries; on failure k->why has the text and nothing is held
+int kern_cuda_open(struct kern *, const struct kern_config *); // the same
 
 // Checks that every back end makes alike. 0 or a status with k->why set.
 int kern_check_linear(struct kern *, const struct kern_linear_spec *);

@@ -16,7 +16,7 @@ static int ref_open(struct kern *k, const struct kern_config *cfg) {
 static const struct backend {
     const char *name;
     int (*open)(struct kern *, const struct kern_config *);
-} backends[] = {{"ref", ref_open}, {"cpu", kern_cpu_open}};
+} backends[] = {{"ref", ref_open}, {"cpu", kern_cpu_open}, {"cuda", kern_cuda_open}};
 
 int kern_fail(struct kern *k, int status, const char *fmt, ...) {
     va_list ap;

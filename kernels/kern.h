@@ -2,7 +2,7 @@
 /*
  * kern: numbers in, numbers out.
  *
- * A back end ("ref", "cpu", later "cuda") is a table of ops over buffers. Opening one fills the table with the plain C reference
+ * A back end ("ref", "cpu", "cuda") is a table of ops over buffers. Opening one fills the table with the plain C reference
  * (kernels/ref), then one short function per back end replaces the entries that it beats: a missing fast kernel is slow, never
  * absent. The reference is the specification: naive, one loop nest an op, kept for ever.
  *
@@ -43,6 +43,7 @@ enum kern_act { KERN_NONE, KERN_GELU_TANH, KERN_SILU };
 
 struct kern;
 struct kern_linear; // a linear layer ready to run: weights reordered, primitives made
+struct kern_graph;  // recorded work
 
 struct kern_linear_spec {
     int out, in;              // y[unit, out] = act(x[unit, in] w^T + b)
@@ -90,14 +91,15 @@ struct kern_norm {  // one slot's error norm: sqrt(mean_e((sum_j c[j]*col_j / (a
 typedef int kern_rows_fn(struct kern *lane, void *ctx, int r0, int n, int s0);
 
 struct kern_config {
-    const char *backend;        // "ref" or "cpu"
+    const char *backend;        // "ref", "cpu" or "cuda"
+    int device;                 // cuda: which GPU, from 0
     enum kern_dtype act;        // KERN_F32, or KERN_BF16 where the processor multiplies it (else KERN_EUNSUPPORTED)
     int threads;                // 0: what affinity and the cgroup quota allow
     int nice;                   // added to the pool threads' niceness
 };
 
 struct kern {
-    const char *name;           // "ref", "cpu"
+    const char *name;           // "ref", "cpu", "cuda"
     char device[96];            // for people: "AMD EPYC, 2 threads, AVX-512 BF16"
     enum kern_dtype act;
     int threads;
@@ -153,6 +155,16 @@ struct kern {
     int (*row_update)(struct kern *, float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,
                       const struct kern_row_update *, int n); // plane = I*I floats a channel
     int (*row_norm)(struct kern *, double *norms, const float *cols, size_t numel, const struct kern_norm *, int n); // norms: host memory
+
+    /*
+     * Recorded work; all four are NULL on back ends that gain nothing by it. Between graph_begin and graph_end ops are recorded instead of run;
+     * graph_launch runs them all, on the same buffers, as if called again. Every op must have run once with the same sizes before it is recorded;
+     * ops that take host memory (upload, gather, ...) cannot be. After a failure between the two, graph_end must still be called.
+     */
+    int (*graph_begin)(struct kern *);
+    int (*graph_end)(struct kern *, struct kern_graph **);
+    int (*graph_launch)(struct kern *, struct kern_graph *);
+    void (*graph_free)(struct kern *, struct kern_graph *); // NULL is fine
 
     void (*close)(struct kern *);
 };

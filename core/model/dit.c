@@ -37,8 +37,11 @@ struct dit {
     /* scratch, one set a scratch row of the back end */
     float *patches, *stream, *last_out;
     char *norm, *qkv, *attn, *hidden, *mlp;        // act
+    struct kern_graph **graphs;                    // one a size of batch (see graphs below), where the back end records; else NULL
     size_t bytes;
 };
+
+static int record(struct dit *, struct err *);
 
 /* ---- loading ---- */
 
@@ -298,6 +301,7 @@ int dit_new(struct dit **out, struct kern *k, const struct arch *a, const struct
     int rc = m->blocks ? OK : err_set(e, E_NOMEM, "no memory for a model");
     if (rc == OK) rc = load_weights(m, w, e);
     if (rc == OK) rc = reserve(m, e);
+    if (rc == OK && k->graph_begin) rc = record(m, e);
     if (rc != OK) return dit_free(m), rc;
     *out = m;
     return OK;
@@ -306,6 +310,9 @@ int dit_new(struct dit **out, struct kern *k, const struct arch *a, const struct
 void dit_free(struct dit *m) {
     if (!m) return;
     struct kern *k = m->k;
+    for (int i = 0; m->graphs && i < m->max_rows; i++)
+        if (m->graphs[i]) k->graph_free(k, m->graphs[i]);
+    mem_free(m->graphs);
     struct kern_linear *layers[] = {m->patch, m->t1, m->t2, m->mod, m->last};
     for (size_t i = 0; i < sizeof layers / sizeof *layers; i++)
         if (layers[i]) k->linear_free(k, layers[i]);
@@ -367,13 +374,50 @@ static int network(struct kern *k, void *ctx, int r0, int n, int s0) {
     return k->unpatchify(k, m->out + (size_t)r0 * (size_t)m->keep * side2, last_out, n, m->out_channels, m->keep, I, P);
 }
 
+static int evaluate(struct dit *m, int R) {
+    TRY(conditioning(m, R));
+    return m->k->rows(m->k, R, network, m);
+}
+
+/* ---- graphs ----
+ *
+ * On a back end that records (a GPU), a forward pass is replayed as one piece: its few hundred launches would cost more than two rows' arithmetic.
+ * Sizes 1, 2, 3, 4, 6, 8, 12, 16, 24, ... are recorded at load; a batch runs as the next size up. The rows that fill it hold whatever an earlier
+ * batch left there: rows do not depend on each other, and theirs are not read.
+ */
+static int graph_rows(int R) {
+    int below = 1;
+    if (R <= 2) return R;
+    while (2 * below < R) below *= 2; // below < R <= 2*below
+    return R <= below + below / 2 ? below + below / 2 : 2 * below;
+}
+
+static int record_one(struct dit *m, int R) {
+    struct kern *k = m->k;
+    TRY(evaluate(m, R)); // what is recorded must have run once
+    TRY(k->graph_begin(k));
+    int rc = evaluate(m, R), end = k->graph_end(k, &m->graphs[R - 1]);
+    return rc ? rc : end;
+}
+
+static int record(struct dit *m, struct err *e) {
+    m->graphs = mem_array((size_t)m->max_rows, sizeof *m->graphs);
+    if (!m->graphs) return err_set(e, E_NOMEM, "no memory for the graphs of a model");
+    for (int R = 0; R < m->max_rows;) {
+        R = graph_rows(R + 1) < m->max_rows ? graph_rows(R + 1) : m->max_rows;
+        int rc = record_one(m, R);
+        if (rc) return kern_failed(m->k, rc, e);
+    }
+    return OK;
+}
+
 int dit_forward(struct dit *m, int R, const float *t, const int32_t *y, struct err *e) {
     struct kern *k = m->k;
     if (R < 1 || R > m->max_rows) return err_set(e, E_INTERNAL, "a forward pass of %d rows, reserved are %d", R, m->max_rows);
     int rc = k->upload(k, m->t, t, (size_t)R * sizeof *t);
     if (!rc) rc = k->upload(k, m->y, y, (size_t)R * sizeof *y);
-    if (!rc) rc = conditioning(m, R);
-    if (!rc) rc = k->rows(k, R, network, m);
+    int size = m->graphs ? graph_rows(R) < m->max_rows ? graph_rows(R) : m->max_rows : 0;
+    if (!rc) rc = size ? k->graph_launch(k, m->graphs[size - 1]) : evaluate(m, R);
     return rc ? kern_failed(k, rc, e) : OK;
 }
 

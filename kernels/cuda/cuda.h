@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: MIT
+// What the loader (cuda.c, part of every build) and libsitd_cuda.so agree on.
+#ifndef KERN_CUDA_H
+#define KERN_CUDA_H
+#include "kernels/kern.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define KERN_CUDA_LIBRARY "libsitd_cuda.so"
+#define KERN_CUDA_ENTRY "sitd_cuda_open"
+
+struct cuda_host { // the executable's side; both sizes must be the library's own, or it belongs to another build
+    size_t kern_size, update_size;
+    int (*check_linear)(struct kern *, const struct kern_linear_spec *);
+    int (*check_attention)(struct kern *, int T, int H, int D);
+};
+typedef int cuda_open_fn(struct kern *, const struct kern_config *, const struct cuda_host *);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT
+// What the files of the CUDA back end share: the device's state, how calls fail, small device functions.
+#ifndef KERN_CUDA_DEVICE_CUH
+#define KERN_CUDA_DEVICE_CUH
+#include "kernels/cuda/cuda.h"
+
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#define RING_BYTES ((size_t)1 << 20) // of one half of the staging ring
+
+struct plan;
+
+struct cuda { // k->impl
+    cudaStream_t stream;
+    cublasLtHandle_t lt;
+    const struct cuda_host *host;
+    int device, sms;
+    bool capturing;
+    /* staging: small host arrays go through pinned memory to the device without waiting. Two halves; an event guards the reuse of each. */
+    char *pinned, *twin;      // [2*RING_BYTES] host and device
+    size_t at;                // next free byte
+    cudaEvent_t half_done[2];
+    struct plan *plans;       // list, see plan.cu
+};
+
+static inline struct cuda *cuda_of(const struct kern *k) { return (struct cuda *)k->impl; }
+
+static inline size_t kern_size(enum kern_dtype t) { return t == KERN_F32 ? 4 : 2; }
+
+int cuda_fail(struct kern *, int status, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+int cuda_check(struct kern *, cudaError_t, const char *what);  // 0, or KERN_EDEVICE / KERN_ENOMEM with the text
+int cuda_launched(struct kern *, const char *op);              // after a launch
+int cuda_not_recorded(struct kern *, const char *op);          // fails between graph_begin and graph_end
+// Copies a small host array to the device through the ring; *dev is valid for work queued before the next RING_BYTES of staging.
+int cuda_stage(struct kern *, const void *host, size_t bytes, void **dev);
+
+/* the ops, one file a family */
+int cuda_linear_new(struct kern *, const struct kern_linear_spec *, const void *w, const float *b, struct kern_linear **);
+void cuda_linear_free(struct kern *, struct kern_linear *);
+int cuda_linear(struct kern *, const struct kern_linear *, void *y, const void *x, int units, void *save_pre);
+int cuda_patchify(struct kern *, float *tok, const float *img, int R, int Cin, int I, int P);
+int cuda_unpatchify(struct kern *, float *img, const float *tok, int R, int Cout, int keep, int I, int P);
+int cuda_add_table(struct kern *, float *x, const float *table, int R, int T, int C);
+int cuda_timestep_embed(struct kern *, float *out, const float *t, int R, int F);
+int cuda_condition(struct kern *, float *silu_c, const float *temb, const float *table, const int32_t *y, int R, int C, float *save_c);
+int cuda_norm_modulate(struct kern *, void *y, const float *x, const float *shift, const float *scale, int ld, int R, int T, int C,
+                       float eps, float *save_mean, float *save_rstd);
+int cuda_gate_norm(struct kern *, void *y, float *x, const void *h, const float *gate, const float *shift, const float *scale, int ld,
+                   int R, int T, int C, float eps, float *save_mean, float *save_rstd);
+int cuda_attention(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);
+int cuda_attention_f32(struct kern *, float *o, const float *qkv, int R, int T, int H, int D, float *save_lse);
+int cuda_gather(struct kern *, float *in, const float *cols, size_t numel, const struct kern_gather *, int n);
+int cuda_row_update(struct kern *, float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,
+                    const struct kern_row_update *, int n);
+int cuda_row_norm(struct kern *, double *norms, const float *cols, size_t numel, const struct kern_norm *, int n);
+
+template <typename T> __device__ __forceinline__ float load_f32(const T *p) { return (float)*p; }
+template <typename T> __device__ __forceinline__ void store_f32(T *p, float v) { *p = (T)v; }
+
+__device__ __forceinline__ float warp_sum(float v) { // the same tree always: xor 16, 8, 4, 2, 1
+    for (int i = 16; i; i /= 2) v += __shfl_xor_sync(0xffffffffu, v, i);
+    return v;
+}
+
+/* ---- tensor core and asynchronous copy instructions ---- */
+
+__device__ __forceinline__ unsigned shared_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
+// 16 bytes to shared memory; bytes < 16 fills the rest with zeros
+__device__ __forceinline__ void copy_async(void *dst, const void *src, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(bytes));
+}
+__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;"); }
+template <int N> __device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N)); }
+
+__device__ __forceinline__ void ldmatrix4(unsigned r[4], const void *p) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(p)));
+}
+__device__ __forceinline__ void ldmatrix2(unsigned r[2], const void *p) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(shared_address(p)));
+}
+__device__ __forceinline__ void ldmatrix4_trans(unsigned r[4], const void *p) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(p)));
+}
+__device__ __forceinline__ void ldmatrix2_trans(unsigned r[2], const void *p) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(shared_address(p)));
+}
+__device__ __forceinline__ void mma_bf16_k16(float d[4], const unsigned a[4], unsigned b0, unsigned b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void mma_bf16_k8(float d[4], const unsigned a[2], unsigned b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+__device__ __forceinline__ void mma_f16_k16(float d[4], const unsigned a[4], unsigned b0, unsigned b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+#endif
