@@ -78,6 +78,42 @@ $(OUT)/bench-ops: $(OUT)/tests/bench/bench_ops.o $(OUT)/tests/ops/cases.o $(OUT)
 
 -include $(LIB_OBJ:.o=.d) $(SERVER_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(OUT)/server/main.d
 
+# CUDA: kernels/cuda/*.cu become a library beside the executable (kernels/cuda/cuda.c loads it). CUDA=0: leave it out; 1: insist; auto: where nvcc is.
+# CUDA_ARCH=all builds for every card that we know, for bundles; else sm_90a and PTX that any card from 8.0 on compiles at first use.
+NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+CUDA_SMS := $(if $(filter all,$(CUDA_ARCH)),80 86 89 90a 100,90a)
+CUDA_GENCODE := $(foreach a,$(CUDA_SMS),-gencode arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_80,code=compute_80
+CUDA_WARN := -Xcompiler -Wall,-Wextra,-Wno-missing-field-initializers $(if $(filter 1,$(WERROR)),-Werror all-warnings)
+CUDA_FLAGS = -std=c++20 -O3 -lineinfo -I. $(CUDA_GENCODE) $(CUDA_WARN) -Xcompiler -fPIC,-fvisibility=hidden
+CUDA_OBJ := $(patsubst %.cu,$(OUT)/%.cu.o,$(wildcard kernels/cuda/*.cu))
+ifeq ($(CUDA),0)
+else ifneq ($(SAN),)
+else ifneq ($(NVCC),)
+all tests: $(OUT)/libsitd_cuda.so
+else ifeq ($(CUDA),1)
+$(error CUDA=1, but there is no nvcc)
+else
+all: no-cuda
+endif
+.PHONY: no-cuda test-cuda
+no-cuda:
+	@echo "nvcc is not here: built without the CUDA back end"
+# Products and sums meet only inside fmaf there: the samplers' bits are the CPU's.
+$(OUT)/kernels/cuda/sampler.cu.o: CUDA_FLAGS += -fmad=false
+$(OUT)/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(CUDA_FLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+$(OUT)/libsitd_cuda.so: $(CUDA_OBJ)
+	$(NVCC) -shared -cudart static -o $@ $^ -lcublasLt -Xlinker -rpath,'$$ORIGIN:$(CUDA_HOME)/lib64'
+-include $(CUDA_OBJ:.o=.d)
+CUDA_TEST_OBJ := $(patsubst %.c,$(OUT)/%.o,tests/main.c tests/ops/cases.c $(wildcard tests/cuda/*.c))
+$(OUT)/run-cuda: $(CUDA_TEST_OBJ) $(OUT)/libsitd.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+test-cuda: all $(OUT)/run-cuda ## op cases, golden cases and row invariance on a GPU
+	$(OUT)/run-cuda
+	tests/cuda/golden.sh
+
 # Fuzz targets: libFuzzer by clang, in a configuration of their own.
 FUZZERS := $(FUZZ_SRC:%.c=$(BUILD)/fuzz/%)
 $(BUILD)/fuzz/tests/fuzz/fuzz_%: $(OUT)/tests/fuzz/fuzz_%.o $(OUT)/libsitd.a

@@ -100,7 +100,7 @@ static int random_images(struct dit *m, struct kern *k, const struct arch *a, in
     return rc;
 }
 
-static int bench_rows(struct dit *m, const struct kern *k, const struct arch *a, int rows, double seconds, struct err *e) {
+static int bench_rows(struct dit *m, struct kern *k, const struct arch *a, int rows, double seconds, struct err *e) {
     enum { MOST = 4096 };
     double *times = mem_array(MOST, sizeof *times);
     float *t = mem_array((size_t)rows, sizeof *t);

@@ -1,0 +1,5 @@
+#!/bin/sh
+# Replays the recorded cases of tests/golden on the GPU in float32; exit status 1 if any is off.
+cd "$(dirname "$0")/../.." || exit 2
+sitd=${SITD:-build/sitd}
+"$sitd" replay --backend cuda --model tests/golden/sit-tiny.safetensors tests/golden/sit-tiny.forward.safetensors tests/golden/transport/*.safetensors
