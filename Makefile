@@ -103,13 +103,16 @@ no-cuda:
 $(OUT)/kernels/cuda/sampler.cu.o: CUDA_FLAGS += -fmad=false
 $(OUT)/%.cu.o: %.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(CUDA_FLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+	@echo "  NVCC  $<"
+	$(Q)$(NVCC) $(CUDA_FLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
 $(OUT)/libsitd_cuda.so: $(CUDA_OBJ)
-	$(NVCC) -shared -cudart static -o $@ $^ -lcublasLt -Xlinker -rpath,'$$ORIGIN:$(CUDA_HOME)/lib64'
+	@echo "  LINK  $@"
+	$(Q)$(NVCC) -shared -cudart static -o $@ $^ -lcublasLt -Xlinker -rpath,'$$ORIGIN:$(CUDA_HOME)/lib64'
 -include $(CUDA_OBJ:.o=.d)
 CUDA_TEST_OBJ := $(patsubst %.c,$(OUT)/%.o,tests/main.c tests/ops/cases.c $(wildcard tests/cuda/*.c))
 $(OUT)/run-cuda: $(CUDA_TEST_OBJ) $(OUT)/libsitd.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	@echo "  LINK  $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 test-cuda: all $(OUT)/run-cuda ## op cases, golden cases and row invariance on a GPU
 	$(OUT)/run-cuda
 	tests/cuda/golden.sh
