@@ -117,6 +117,7 @@ test-cuda: all $(OUT)/run-cuda ## op cases, golden cases and row invariance on a
 	$(OUT)/run-cuda
 	tests/cuda/golden.sh
 
+.SECONDARY: # keep objects of fuzz targets
 # Fuzz targets: libFuzzer by clang, in a configuration of their own.
 FUZZERS := $(FUZZ_SRC:%.c=$(BUILD)/fuzz/%)
 $(BUILD)/fuzz/tests/fuzz/fuzz_%: $(OUT)/tests/fuzz/fuzz_%.o $(OUT)/libsitd.a

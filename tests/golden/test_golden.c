@@ -75,3 +75,18 @@ TEST(golden_sde_cpu) {
     replay_folder(&g, "tests/golden/transport", ".sde.", 19);
     close_golden(&g);
 }
+
+// The bundled model stores the recorded one's weights in float16, which moves pictures by 2e-4 to 6e-4 relative L2 (SPEED.md).
+TEST(golden_bundled_model) {
+    struct golden g = open_golden("cpu", "deploy/models/fashion-sit");
+    static const char *const cases[] = {"sit.forward", "fashion.ode.euler.cfg4.0", "fashion.ode.heun2.cfg1.0", "fashion.sde.Heun.sigma.Mean.cfg4.0"};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct replay_result result;
+        struct err e = {0};
+        char path[256];
+        snprintf(path, sizeof path, "tests/golden/fashion/%s.safetensors", cases[i]);
+        CHECK_OK(replay_case(g.r, path, &result, &e), &e);
+        if (!result.finite || !(result.rel_l2 < 1e-3)) test_fail(__FILE__, __LINE__, "%s: relative L2 %g", path, result.rel_l2);
+    }
+    close_golden(&g);
+}
