@@ -40,6 +40,8 @@ static int guard(const char *text, size_t len, int max_depth, size_t max_values,
     bool quoted = false;
     for (size_t i = 0; i < len; i++) {
         char c = text[i];
+        if ((unsigned char)c < 0x20 && c != '\n' && c != '\r' && c != '\t') // jansson passes over zero bytes; other readers would not
+            return err_set(e, E_FORMAT, "%s is not valid JSON: it holds a control character", what);
         if (quoted) {
             if (c == '\\') i++;
             else if (c == '"') quoted = false;
