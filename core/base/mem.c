@@ -11,7 +11,15 @@
 bool mul_overflows(size_t a, size_t b, size_t *product) { return __builtin_mul_overflow(a, b, product); }
 bool add_overflows(size_t a, size_t b, size_t *sum) { return __builtin_add_overflow(a, b, sum); }
 
-void *mem_alloc(size_t bytes) { return fault_hit(FAULT_ALLOC) ? NULL : calloc(1, bytes ? bytes : 1); }
+static _Thread_local unsigned long failures;
+
+unsigned long mem_failures(void) { return failures; }
+
+void *mem_alloc(size_t bytes) {
+    void *p = fault_hit(FAULT_ALLOC) ? NULL : calloc(1, bytes ? bytes : 1);
+    failures += !p;
+    return p;
+}
 
 void *mem_array(size_t count, size_t size) {
     size_t bytes;
@@ -20,8 +28,10 @@ void *mem_array(size_t count, size_t size) {
 
 void *mem_resize(void *p, size_t count, size_t size) {
     size_t bytes;
-    if (mul_overflows(count, size, &bytes) || fault_hit(FAULT_ALLOC)) return NULL;
-    return realloc(p, bytes ? bytes : 1);
+    if (mul_overflows(count, size, &bytes)) return NULL;
+    void *grown = fault_hit(FAULT_ALLOC) ? NULL : realloc(p, bytes ? bytes : 1);
+    failures += !grown;
+    return grown;
 }
 
 void *mem_dup(const void *p, size_t bytes) {

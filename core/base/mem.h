@@ -19,6 +19,8 @@ char *mem_strdup(const char *s);
 char *mem_strndup(const char *s, size_t n);
 char *mem_printf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void mem_free(void *p);
+// Allocations that failed on this thread so far: for wrapping a library that forgets to pass a failure on.
+unsigned long mem_failures(void);
 
 bool mul_overflows(size_t a, size_t b, size_t *product); // true when a*b does not fit; else stores it
 bool add_overflows(size_t a, size_t b, size_t *sum);
