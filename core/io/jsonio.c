@@ -37,13 +37,14 @@ bool jsonio_plain(const char *text, size_t n) {
 static int guard(const char *text, size_t len, int max_depth, size_t max_values, const char *what, struct err *e) {
     size_t values = 1;
     int depth = 0;
-    bool quoted = false;
+    bool quoted = false, escaped = false;
     for (size_t i = 0; i < len; i++) {
         char c = text[i];
         if ((unsigned char)c < 0x20 && c != '\n' && c != '\r' && c != '\t') // jansson passes over zero bytes; other readers would not
             return err_set(e, E_FORMAT, "%s is not valid JSON: it holds a control character", what);
         if (quoted) {
-            if (c == '\\') i++;
+            if (escaped) escaped = false;
+            else if (c == '\\') escaped = true;
             else if (c == '"') quoted = false;
             continue;
         }
@@ -58,24 +59,16 @@ static int guard(const char *text, size_t len, int max_depth, size_t max_values,
 }
 
 // A failed allocation inside a token makes jansson 2.14 report a syntax error, or drop a byte of the token and go on ("9034"
-// became "904"). So a parse during which memory ran out counts as failed, whatever it returned.
-static _Thread_local bool out_of_memory;
-
-static void *allocate(size_t bytes) {
-    void *p = mem_alloc(bytes);
-    if (!p) out_of_memory = true;
-    return p;
-}
-
+// became "904"); its writer drops bytes too. So a call during which memory ran out counts as failed, whatever it returned.
 // jansson's allocator is a process-wide pair of pointers: set it before any thread starts, so that the fault seam covers JSON as
 // well.
-__attribute__((constructor)) static void use_our_allocator(void) { json_set_alloc_funcs(allocate, mem_free); }
+__attribute__((constructor)) static void use_our_allocator(void) { json_set_alloc_funcs(mem_alloc, mem_free); }
 
 json_t *jsonio_load(const char *text, size_t len, size_t flags, json_error_t *je, bool *starved) {
-    out_of_memory = false;
+    unsigned long failures = mem_failures();
     json_t *root = json_loadb(text, len, flags, je);
-    *starved = out_of_memory;
-    if (!out_of_memory) return root;
+    *starved = mem_failures() != failures;
+    if (!*starved) return root;
     json_decref(root); // NULL is fine
     return NULL;
 }
@@ -92,4 +85,12 @@ int jsonio_parse(json_t **root, const char *text, size_t len, int max_depth, siz
     char why[JSON_ERROR_TEXT_LENGTH];
     jsonio_printable(why, sizeof why, je.text);
     return err_set(e, E_FORMAT, "%s is not valid JSON: %s (line %d, column %d)", what, why, je.line, je.column);
+}
+
+char *jsonio_dump(const json_t *root, size_t flags) {
+    unsigned long failures = mem_failures();
+    char *text = json_dumps(root, flags);
+    if (mem_failures() == failures) return text;
+    mem_free(text);
+    return NULL;
 }

@@ -8,7 +8,6 @@
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "core/base/mem.h"
@@ -163,16 +162,31 @@ static int parse_labels(struct model_desc *d, struct reader *r) {
     return OK;
 }
 
-static json_t *label_line(const char *line, size_t n) { // "ankle boot, boot" -> ["ankle boot", "boot"]
+static json_t *label_line(const char *line, size_t n) { // "ankle boot, boot" -> ["ankle boot", "boot"]; NULL: no memory, or not UTF-8
     json_t *names = json_array();
     for (const char *end = line + n; line <= end;) {
         const char *comma = memchr(line, ',', (size_t)(end - line)), *stop = comma ? comma : end, *next = stop + 1;
         while (line < stop && (*line == ' ' || *line == '\t')) line++;
         while (stop > line && (stop[-1] == ' ' || stop[-1] == '\t' || stop[-1] == '\r')) stop--;
-        if (json_array_append_new(names, json_stringn(line, (size_t)(stop - line))) != 0) break;
+        if (json_array_append_new(names, json_stringn(line, (size_t)(stop - line))) != 0) {
+            json_decref(names);
+            return NULL;
+        }
         line = next;
     }
     return names;
+}
+
+static int label_lines(json_t **labels, const char *text, size_t len, struct err *e) {
+    *labels = json_array();
+    for (const char *at = text, *end = text + len, *stop; at < end; at = stop + 1) {
+        stop = memchr(at, '\n', (size_t)(end - at));
+        if (!stop) stop = end;
+        if (!jsonio_plain(at, (size_t)(stop - at) - (stop > at && stop[-1] == '\r')))
+            return err_param(e, E_FORMAT, "labels", "line %zu of the labels holds a control character or is not UTF-8", json_array_size(*labels) + 1);
+        if (json_array_append_new(*labels, label_line(at, (size_t)(stop - at))) != 0) return err_set(e, E_NOMEM, "no memory for labels");
+    }
+    return OK;
 }
 
 int model_desc_labels(struct model_desc *d, const char *text, size_t len, struct err *e) {
@@ -180,14 +194,8 @@ int model_desc_labels(struct model_desc *d, const char *text, size_t len, struct
     struct reader r = {root, "", e};
     int rc = root ? OK : err_set(e, E_NOMEM, "no memory for labels");
     if (rc == OK && len > 0 && text[0] == '[') rc = jsonio_parse(&labels, text, len, 2, 200000, "the labels", e);
-    else if (rc == OK) {
-        labels = json_array();
-        for (const char *at = text, *end = text + len, *stop; at < end; at = stop + 1) {
-            stop = memchr(at, '\n', (size_t)(end - at));
-            if (!stop) stop = end;
-            json_array_append_new(labels, label_line(at, (size_t)(stop - at)));
-        }
-    }
+    else if (rc == OK) rc = label_lines(&labels, text, len, e);
+    if (rc != OK) json_decref(labels);
     if (rc == OK && json_object_set_new(root, "labels", labels) != 0) rc = err_set(e, E_NOMEM, "no memory for labels");
     if (rc == OK) rc = parse_labels(d, &r);
     json_decref(root);
@@ -299,8 +307,8 @@ char *model_desc_dump(const struct model_desc *d, struct err *e) {
     if (d->is_default) ok = ok && put(root, "default", json_true());
     ok = ok && put(root, "weights", json_pack("{s:s, s:s}", "file", d->weights_file, "sha256", d->weights_sha256));
     ok = ok && put(root, "step", json_integer(d->step));
-    char *dumped = ok ? json_dumps(root, JSON_INDENT(2)) : NULL, *text = dumped ? mem_printf("%s\n", dumped) : NULL;
-    free(dumped); // jansson's
+    char *dumped = ok ? jsonio_dump(root, JSON_INDENT(2)) : NULL, *text = dumped ? mem_printf("%s\n", dumped) : NULL;
+    mem_free(dumped);
     json_decref(root);
     if (!text) err_set(e, E_NOMEM, "model.json cannot be made: no memory, or a label that is not UTF-8");
     return text;

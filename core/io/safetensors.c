@@ -233,6 +233,7 @@ static int check_writable(const struct tensor *t, const json_t *root, struct err
 
 static int make_header(char **header, const struct tensor **order, int n, const struct meta_pair *meta, int n_meta, struct err *e) {
     json_t *root = json_object();
+    unsigned long failures = mem_failures();
     size_t at = 0;
     int rc = OK;
     *header = NULL;
@@ -240,10 +241,10 @@ static int make_header(char **header, const struct tensor **order, int n, const 
     for (int i = 0; i < n && rc == OK; i++) {
         rc = check_writable(order[i], root, e);
         if (rc == OK && json_object_set_new(root, order[i]->name, entry_of(order[i], at)) != 0)
-            rc = bad(e, order[i]->name, "its entry cannot be made (no memory, or its name is not UTF-8)");
+            rc = mem_failures() != failures ? err_set(e, E_NOMEM, "no memory for the header") : bad(e, order[i]->name, "its name is not UTF-8");
         at += order[i]->bytes;
     }
-    if (rc == OK && !(*header = json_dumps(root, JSON_COMPACT))) rc = err_set(e, E_NOMEM, "no memory for the header");
+    if (rc == OK && !(*header = jsonio_dump(root, JSON_COMPACT))) rc = err_set(e, E_NOMEM, "no memory for the header");
     json_decref(root);
     return rc;
 }
@@ -265,7 +266,7 @@ int safetensors_write(const struct tensor_table *table, const struct meta_pair *
         if (rc == OK && padded > len) rc = sink(ctx, "       ", padded - len, e);
         for (int i = 0; i < table->n && rc == OK; i++)
             if (order[i]->bytes) rc = sink(ctx, order[i]->data, order[i]->bytes, e);
-        free(header); // jansson's
+        mem_free(header);
     }
     mem_free(order);
     return rc;
