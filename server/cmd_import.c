@@ -51,7 +51,10 @@ static bool parse_number(const char *flag, const char *text, long long max, long
 }
 
 static bool parse_storage(const char *text, enum dtype *t) {
-    static const struct { const char *name; enum dtype dtype; } known[] = {{"f32", DT_F32}, {"f16", DT_F16}, {"bf16", DT_BF16}};
+    static const struct {
+        const char *name;
+        enum dtype dtype;
+    } known[] = {{"f32", DT_F32}, {"f16", DT_F16}, {"bf16", DT_BF16}};
     for (int i = 0; i < 3; i++)
         if (strcmp(text, known[i].name) == 0) return *t = known[i].dtype, true;
     fprintf(stderr, "sitd import: --storage must be f32, f16 or bf16, not '%s'\n", text);
@@ -66,32 +69,61 @@ static bool name_ok(const char *s) {
 static bool parse_option(struct request *r, int c, const char *name) {
     long long v = 0;
     switch (c) {
-    case 'n': r->name = optarg; return name_ok(optarg) || (fprintf(stderr, "sitd import: --name '%s' is no name for a directory\n", optarg), false);
-    case 'o': r->out = optarg; return true;
-    case 'f': r->flags.family = optarg; return true;
-    case 'p': r->flags.path = optarg; return true;
-    case 'r': r->flags.prediction = optarg; return true;
-    case 'l': r->labels = optarg; return true;
-    case 'd': r->is_default = true; return true;
-    case 't': return parse_storage(optarg, &r->storage);
-    case 's': return parse_number(name, optarg, INT64_MAX, &v) ? (r->flags.step = v, true) : false;
+    case 'n':
+        r->name = optarg;
+        return name_ok(optarg) || (fprintf(stderr, "sitd import: --name '%s' is no name for a directory\n", optarg), false);
+    case 'o':
+        r->out = optarg;
+        return true;
+    case 'f':
+        r->flags.family = optarg;
+        return true;
+    case 'p':
+        r->flags.path = optarg;
+        return true;
+    case 'r':
+        r->flags.prediction = optarg;
+        return true;
+    case 'l':
+        r->labels = optarg;
+        return true;
+    case 'd':
+        r->is_default = true;
+        return true;
+    case 't':
+        return parse_storage(optarg, &r->storage);
+    case 's':
+        return parse_number(name, optarg, INT64_MAX, &v) ? (r->flags.step = v, true) : false;
     case 'g':
         if (strcmp(optarg, "all") == 0) return r->flags.guide_channels = -1, true;
         return parse_number(name, optarg, 4096, &v) ? (r->flags.guide_channels = (int)v, true) : false;
-    case 'H': return parse_number(name, optarg, 1024, &v) ? (r->flags.heads = (int)v, true) : false;
-    case 'c': return parse_number(name, optarg, 1 << 24, &v) ? (r->flags.classes = (int)v, true) : false;
-    case 'i': return parse_number(name, optarg, 8192, &v) ? (r->flags.input_size = (int)v, true) : false;
-    default: return false;
+    case 'H':
+        return parse_number(name, optarg, 1024, &v) ? (r->flags.heads = (int)v, true) : false;
+    case 'c':
+        return parse_number(name, optarg, 1 << 24, &v) ? (r->flags.classes = (int)v, true) : false;
+    case 'i':
+        return parse_number(name, optarg, 8192, &v) ? (r->flags.input_size = (int)v, true) : false;
+    default:
+        return false;
     }
 }
 
 static int parse(struct request *r, int argc, char **argv) { // -1: go on; else the exit code
-    static const struct option options[] = {
-        {"name", required_argument, NULL, 'n'},        {"out", required_argument, NULL, 'o'},     {"family", required_argument, NULL, 'f'},
-        {"path", required_argument, NULL, 'p'},        {"prediction", required_argument, NULL, 'r'}, {"heads", required_argument, NULL, 'H'},
-        {"classes", required_argument, NULL, 'c'},     {"input-size", required_argument, NULL, 'i'}, {"guidance-channels", required_argument, NULL, 'g'},
-        {"labels", required_argument, NULL, 'l'},      {"step", required_argument, NULL, 's'},    {"storage", required_argument, NULL, 't'},
-        {"default", no_argument, NULL, 'd'},           {"help", no_argument, NULL, 'h'},          {0}};
+    static const struct option options[] = {{"name", required_argument, NULL, 'n'},
+                                            {"out", required_argument, NULL, 'o'},
+                                            {"family", required_argument, NULL, 'f'},
+                                            {"path", required_argument, NULL, 'p'},
+                                            {"prediction", required_argument, NULL, 'r'},
+                                            {"heads", required_argument, NULL, 'H'},
+                                            {"classes", required_argument, NULL, 'c'},
+                                            {"input-size", required_argument, NULL, 'i'},
+                                            {"guidance-channels", required_argument, NULL, 'g'},
+                                            {"labels", required_argument, NULL, 'l'},
+                                            {"step", required_argument, NULL, 's'},
+                                            {"storage", required_argument, NULL, 't'},
+                                            {"default", no_argument, NULL, 'd'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {0}};
     *r = (struct request){.flags = {.step = -1}, .storage = DT_OTHER};
     for (int c, at = 0; (c = getopt_long(argc, argv, "h", options, &at)) != -1;) {
         if (c == 'h') return fputs(help, stdout) < 0;
@@ -125,7 +157,9 @@ static int publish(const struct request *r, const struct checkpoint *c, struct m
         rc = model_dir_write(dir, d, &it.table, e);
         size_t bytes = 0;
         for (int i = 0; i < it.table.n; i++) bytes += it.table.tensors[i].bytes;
-        if (rc == OK) printf("%s/%s: %d tensors, %.1f MB, step %lld, SHA-256 %s\n", dir, d->weights_file, it.table.n, (double)bytes / 1e6, (long long)d->step, d->weights_sha256);
+        if (rc == OK)
+            printf("%s/%s: %d tensors, %.1f MB, step %lld, SHA-256 %s\n", dir, d->weights_file, it.table.n, (double)bytes / 1e6,
+                   (long long)d->step, d->weights_sha256);
         import_free(&it);
     }
     mem_free(dir);

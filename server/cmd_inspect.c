@@ -81,8 +81,10 @@ static int inspect_dir(const char *path) {
     printf("  digest     %s\n  weights    %s\n", m.digest, m.desc.weights_file);
     printf("  family     %s\n", m.desc.family);
     if (m.desc.path[0]) printf("  path       %s\n  prediction %s\n", m.desc.path, m.desc.prediction);
-    printf("  input      %d channels of %dx%d in patches of %dx%d\n", a->in_channels, a->input_size, a->input_size, a->patch_size, a->patch_size);
-    printf("  network    width %d, depth %d, heads %d, MLP %g, learn_sigma %s\n", a->hidden_size, a->depth, a->num_heads, a->mlp_ratio, a->learn_sigma ? "true" : "false");
+    printf("  input      %d channels of %dx%d in patches of %dx%d\n", a->in_channels, a->input_size, a->input_size, a->patch_size,
+           a->patch_size);
+    printf("  network    width %d, depth %d, heads %d, MLP %g, learn_sigma %s\n", a->hidden_size, a->depth, a->num_heads,
+           a->mlp_ratio, a->learn_sigma ? "true" : "false");
     printf("  classes    %d%s\n", a->num_classes, a->class_dropout ? " and the null class" : "");
     if (m.desc.guide_channels < 0) printf("  guidance   all channels\n");
     else printf("  guidance   the first %d channels\n", m.desc.guide_channels);

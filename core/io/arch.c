@@ -2,12 +2,12 @@
 /*
  * arch: what the tensors of a DiT or SiT checkpoint must be (declared in model_dir.h and checkpoint.h).
  *
- * One list says every tensor's name and shape (models-and-math 1.10; facebookresearch/DiT and willisma/SiT models.py use the same keys);
- * inferring, checking and counting all read it. A shape is a string, a letter a dimension:
- *   1 one   d width   2 3 6 that many widths   m width of the MLP   C channels in   p patch side   F the 256 timestep features
- *   R rows of the label table (classes and the null)   O p*p*channels out   T tokens
- * pos_embed may be absent: it is fixed (sin-cos) and can be computed. Tensors under "projectors." (REPA's training heads, unused when
- * sampling) are ignored. Anything else that is not in the list is an error: weights that nobody uses mean another network.
+ * One list says every tensor's name and shape (models-and-math 1.10; facebookresearch/DiT and willisma/SiT models.py use the same
+ * keys); inferring, checking and counting all read it. A shape is a string, a letter a dimension: 1 one   d width   2 3 6 that
+ * many widths   m width of the MLP   C channels in   p patch side   F the 256 timestep features R rows of the label table
+ * (classes and the null)   O p*p*channels out   T tokens pos_embed may be absent: it is fixed (sin-cos) and can be computed.
+ * Tensors under "projectors." (REPA's training heads, unused when sampling) are ignored. Anything else that is not in the list is
+ * an error: weights that nobody uses mean another network.
  */
 #include <math.h>
 #include <stdio.h>
@@ -17,7 +17,9 @@
 #include "core/base/mem.h"
 #include "core/io/checkpoint.h"
 
-struct slot { const char *name, *shape; };
+struct slot {
+    const char *name, *shape;
+};
 
 static const struct slot outer[] = {
     {"pos_embed", "1Td"}, // first: the one that may be absent
@@ -33,16 +35,11 @@ static const struct slot outer[] = {
     {"final_layer.adaLN_modulation.1.weight", "2d"},
     {"final_layer.adaLN_modulation.1.bias", "2"},
 };
-static const struct slot inner[] = { // below blocks.N.
-    {"attn.qkv.weight", "3d"},
-    {"attn.qkv.bias", "3"},
-    {"attn.proj.weight", "dd"},
-    {"attn.proj.bias", "d"},
-    {"mlp.fc1.weight", "md"},
-    {"mlp.fc1.bias", "m"},
-    {"mlp.fc2.weight", "dm"},
-    {"mlp.fc2.bias", "d"},
-    {"adaLN_modulation.1.weight", "6d"},
+static const struct slot inner[] = {
+    // below blocks.N.
+    {"attn.qkv.weight", "3d"},        {"attn.qkv.bias", "3"},   {"attn.proj.weight", "dd"},
+    {"attn.proj.bias", "d"},          {"mlp.fc1.weight", "md"}, {"mlp.fc1.bias", "m"},
+    {"mlp.fc2.weight", "dm"},         {"mlp.fc2.bias", "d"},    {"adaLN_modulation.1.weight", "6d"},
     {"adaLN_modulation.1.bias", "6"},
 };
 enum { OUTER = sizeof outer / sizeof *outer, INNER = sizeof inner / sizeof *inner, MAX_DEPTH = 1024 };
@@ -52,18 +49,30 @@ static const struct { int width, heads; } published[] = {{384, 6}, {768, 12}, {1
 static int64_t dim_of(char c, const struct arch *a) {
     int64_t d = a->hidden_size, p = a->patch_size, g = p ? a->input_size / p : 0;
     switch (c) {
-    case 'd': return d;
-    case '2': return 2 * d;
-    case '3': return 3 * d;
-    case '6': return 6 * d;
-    case 'm': return (int64_t)llround(a->mlp_ratio * (double)d);
-    case 'C': return a->in_channels;
-    case 'p': return p;
-    case 'F': return 256;
-    case 'R': return a->num_classes + a->class_dropout;
-    case 'O': return p * p * a->in_channels * (1 + a->learn_sigma);
-    case 'T': return g * g;
-    default: return 1;
+    case 'd':
+        return d;
+    case '2':
+        return 2 * d;
+    case '3':
+        return 3 * d;
+    case '6':
+        return 6 * d;
+    case 'm':
+        return (int64_t)llround(a->mlp_ratio * (double)d);
+    case 'C':
+        return a->in_channels;
+    case 'p':
+        return p;
+    case 'F':
+        return 256;
+    case 'R':
+        return a->num_classes + a->class_dropout;
+    case 'O':
+        return p * p * a->in_channels * (1 + a->learn_sigma);
+    case 'T':
+        return g * g;
+    default:
+        return 1;
     }
 }
 
@@ -99,7 +108,8 @@ static int check_shape(const struct arch *a, const struct tensor *t, const char 
         return err_param(e, E_CONFLICT, t->name, "tensor '%s' has shape %s; this network needs %s", t->name, has, wants);
     }
     if (t->dtype != DT_F32 && t->dtype != DT_F16 && t->dtype != DT_BF16 && t->dtype != DT_F64)
-        return err_param(e, E_UNSUPPORTED, t->name, "tensor '%s' has dtype %s; weights must be F32, F16, BF16 or F64", t->name, dtype_name(t->dtype));
+        return err_param(e, E_UNSUPPORTED, t->name, "tensor '%s' has dtype %s; weights must be F32, F16, BF16 or F64", t->name,
+                         dtype_name(t->dtype));
     return OK;
 }
 
@@ -113,7 +123,8 @@ static int check_tensor(const struct arch *a, const struct tensor *t, bool *seen
     if (strncmp(t->name, "projectors.", 11) == 0) return OK;
     long place = place_of(t->name, &slot);
     if (place < 0) return err_param(e, E_CONFLICT, t->name, "tensor '%s' has no place in a DiT or SiT network", t->name);
-    if (place >= places) return err_param(e, E_CONFLICT, t->name, "tensor '%s': this network has %d blocks only", t->name, a->depth);
+    if (place >= places)
+        return err_param(e, E_CONFLICT, t->name, "tensor '%s': this network has %d blocks only", t->name, a->depth);
     if (seen[place]) return err_param(e, E_CONFLICT, t->name, "tensor '%s' appears twice", t->name);
     seen[place] = true;
     return check_shape(a, t, slot->shape, e);
@@ -129,7 +140,8 @@ int arch_tensor(const struct arch *a, long index, char name[64], int64_t shape[T
 }
 
 int arch_match(const struct arch *a, const struct tensor_table *table, struct err *e) {
-    if (a->depth < 0 || a->depth > MAX_DEPTH) return err_param(e, E_RANGE, "architecture.depth", "depth %d is out of range", a->depth);
+    if (a->depth < 0 || a->depth > MAX_DEPTH)
+        return err_param(e, E_RANGE, "architecture.depth", "depth %d is out of range", a->depth);
     long places = OUTER + (long)a->depth * INNER;
     bool *seen = mem_array((size_t)places, sizeof *seen);
     if (!seen) return err_set(e, E_NOMEM, "no memory to check the tensors");
@@ -153,7 +165,8 @@ static const struct tensor *need(const struct tensor_table *table, const char *n
         const char *hint = "";
         for (int i = 0; i < table->n; i++) {
             const char *n = table->tensors[i].name;
-            if (strncmp(n, "transformer_blocks.", 19) == 0) hint = " (these are diffusers' key names, which sitd does not read yet)";
+            if (strncmp(n, "transformer_blocks.", 19) == 0)
+                hint = " (these are diffusers' key names, which sitd does not read yet)";
             if (strncmp(n, "model.decoder_", 14) == 0) hint = " (this is a MaskDiT checkpoint, which sitd does not read yet)";
         }
         err_param(e, E_CONFLICT, name, "tensor '%s' is missing%s", name, hint);
@@ -183,7 +196,9 @@ static int infer_input(struct arch *a, const struct tensor_table *table, struct 
     const struct tensor *pos = need(table, "pos_embed", 3, e);
     if (!pos) return E_CONFLICT;
     int64_t side = (int64_t)llround(sqrt((double)pos->shape[1]));
-    if (side * side != pos->shape[1]) return err_param(e, E_CONFLICT, "pos_embed", "tensor 'pos_embed' holds %lld tokens, which is not a square", (long long)pos->shape[1]);
+    if (side * side != pos->shape[1])
+        return err_param(e, E_CONFLICT, "pos_embed", "tensor 'pos_embed' holds %lld tokens, which is not a square",
+                         (long long)pos->shape[1]);
     a->input_size = (int)side * a->patch_size;
     return OK;
 }
@@ -196,8 +211,10 @@ int arch_heads(int hidden_size) {
 
 int arch_infer(struct arch *a, const struct tensor_table *table, struct err *e) {
     *a = (struct arch){0};
-    const struct tensor *x = need(table, "x_embedder.proj.weight", 4, e), *y = need(table, "y_embedder.embedding_table.weight", 2, e),
-                        *fc1 = need(table, "blocks.0.mlp.fc1.weight", 2, e), *out = need(table, "final_layer.linear.weight", 2, e);
+    const struct tensor *x = need(table, "x_embedder.proj.weight", 4, e),
+                        *y = need(table, "y_embedder.embedding_table.weight", 2, e),
+                        *fc1 = need(table, "blocks.0.mlp.fc1.weight", 2, e),
+                        *out = need(table, "final_layer.linear.weight", 2, e);
     if (!x || !y || !fc1 || !out) return E_CONFLICT;
     if (x->shape[2] != x->shape[3] || x->shape[2] > 256 || x->shape[1] > 1024) // what follows multiplies these
         return err_param(e, E_CONFLICT, x->name, "tensor '%s' is not a patch embedding of square patches up to 256", x->name);
@@ -221,7 +238,8 @@ static int size_in(const char *name, int64_t v, int64_t min, int64_t max, struct
     char field[64];
     if (v >= min && v <= max) return OK;
     snprintf(field, sizeof field, "architecture.%s", name);
-    return err_param(e, E_RANGE, field, "field '%s' is %lld; allowed are %lld to %lld", field, (long long)v, (long long)min, (long long)max);
+    return err_param(e, E_RANGE, field, "field '%s' is %lld; allowed are %lld to %lld", field, (long long)v, (long long)min,
+                     (long long)max);
 }
 
 static int misfit(const char *name, const char *why, struct err *e) {
@@ -233,11 +251,15 @@ static int misfit(const char *name, const char *why, struct err *e) {
 static int check_products(const struct arch *a, struct err *e) { // every factor is known to be small: nothing overflows
     double d = a->hidden_size, p = a->patch_size, side = a->input_size / p, tokens = side * side;
     double wide = a->mlp_ratio > 6 ? a->mlp_ratio : 6, limit = 2147483648.0;
-    if (tokens * d * wide > limit) return misfit("input_size", "makes more than 2^31 activations with this patch_size and hidden_size", e);
-    if ((double)a->input_size * a->input_size * a->in_channels * 2 > limit) return misfit("in_channels", "makes inputs of more than 2^31 values", e);
+    if (tokens * d * wide > limit)
+        return misfit("input_size", "makes more than 2^31 activations with this patch_size and hidden_size", e);
+    if ((double)a->input_size * a->input_size * a->in_channels * 2 > limit)
+        return misfit("in_channels", "makes inputs of more than 2^31 values", e);
     if (d * a->num_classes > limit) return misfit("num_classes", "makes a label table of more than 2^31 values", e);
-    if (d * p * p * a->in_channels * 2 > limit) return misfit("patch_size", "makes a patch embedding of more than 2^31 values", e);
-    if (d * d * (4 + 6 + 2 * a->mlp_ratio) * a->depth > 64 * limit) return misfit("depth", "makes a network of more than 2^37 weights", e);
+    if (d * p * p * a->in_channels * 2 > limit)
+        return misfit("patch_size", "makes a patch embedding of more than 2^31 values", e);
+    if (d * d * (4 + 6 + 2 * a->mlp_ratio) * a->depth > 64 * limit)
+        return misfit("depth", "makes a network of more than 2^37 weights", e);
     return OK;
 }
 
@@ -252,7 +274,8 @@ int arch_check(const struct arch *a, struct err *e) {
     if (rc != OK) return rc;
     double mlp = a->mlp_ratio * a->hidden_size;
     if (!(a->mlp_ratio > 0 && a->mlp_ratio <= 64)) return misfit("mlp_ratio", "must be more than 0 and at most 64", e);
-    if (fabs(mlp - nearbyint(mlp)) > 1e-6 * mlp || nearbyint(mlp) < 1) return misfit("mlp_ratio", "times hidden_size is not a whole number", e);
+    if (fabs(mlp - nearbyint(mlp)) > 1e-6 * mlp || nearbyint(mlp) < 1)
+        return misfit("mlp_ratio", "times hidden_size is not a whole number", e);
     if (a->input_size % a->patch_size) return misfit("patch_size", "does not divide input_size", e);
     if (a->hidden_size % 4) return misfit("hidden_size", "must be a multiple of 4", e);
     if (a->hidden_size % a->num_heads) return misfit("num_heads", "does not divide hidden_size", e);

@@ -3,8 +3,9 @@
  * file: whole files in, whole files out.
  *
  * Files are read into memory, never mapped: a mapping of a file that another process cuts short is a SIGBUS, and the bytes that
- * were hashed must be the bytes that are used. Files are written under a temporary name, synced, then renamed, so that a reader sees the old
- * file or the new one and never a part. Both directions pass the fault seams FAULT_READ and FAULT_WRITE. Thread: any (no globals).
+ * were hashed must be the bytes that are used. Files are written under a temporary name, synced, then renamed, so that a reader
+ * sees the old file or the new one and never a part. Both directions pass the fault seams FAULT_READ and FAULT_WRITE. Thread: any
+ * (no globals).
  */
 #ifndef SITD_IO_FILE_H
 #define SITD_IO_FILE_H
@@ -12,8 +13,9 @@
 
 #include "core/base/err.h"
 
-// Reads all of a regular file; *bytes is the caller's (mem_free) and has one zero byte more than *n. E_NOTFOUND, E_PERM, E_IO (also: the file
-// changed its length meanwhile), E_UNSUPPORTED (a directory, a pipe), E_RANGE (more than `limit` bytes), E_NOMEM. The text names the path.
+// Reads all of a regular file; *bytes is the caller's (mem_free) and has one zero byte more than *n. E_NOTFOUND, E_PERM, E_IO
+// (also: the file changed its length meanwhile), E_UNSUPPORTED (a directory, a pipe), E_RANGE (more than `limit` bytes), E_NOMEM.
+// The text names the path.
 int file_read(void **bytes, size_t *n, const char *path, size_t limit, struct err *);
 
 struct file_out {      // a file being written

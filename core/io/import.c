@@ -49,8 +49,8 @@ static bool choose(char *dst, size_t size, const char *word, const char *const *
     return false;
 }
 
-static int resolve_word(struct account *a, const char *field, const char *flag, char *dst, size_t size, const char *said, const char *arg,
-                        const char *const *choices, struct err *e) {
+static int resolve_word(struct account *a, const char *field, const char *flag, char *dst, size_t size, const char *said,
+                        const char *arg, const char *const *choices, struct err *e) {
     if (said && !choose(dst, size, said, choices)) return err_param(e, E_RANGE, flag, "%s '%.40s' is not known", flag, said);
     if (said) note(a, field, flag, dst);
     else if (choose(dst, size, arg, choices)) note(a, field, from_args, dst);
@@ -76,10 +76,11 @@ static int resolve_process(struct account *a, struct model_desc *d, const struct
         return flag ? err_param(e, E_CONFLICT, flag, "%s does not apply to family dit", flag) : OK;
     }
     const char *arg = checkpoint_meta(a->ck, "path_type");
-    int rc = resolve_word(a, "path", "--path", d->path, sizeof d->path, f->path, arg ? arg : checkpoint_meta(a->ck, "path"), paths, e);
+    int rc =
+        resolve_word(a, "path", "--path", d->path, sizeof d->path, f->path, arg ? arg : checkpoint_meta(a->ck, "path"), paths, e);
     if (rc != OK) return rc;
-    return resolve_word(a, "prediction", "--prediction", d->prediction, sizeof d->prediction, f->prediction, checkpoint_meta(a->ck, "prediction"),
-                        predictions, e);
+    return resolve_word(a, "prediction", "--prediction", d->prediction, sizeof d->prediction, f->prediction,
+                        checkpoint_meta(a->ck, "prediction"), predictions, e);
 }
 
 static void resolve_heads(struct account *a, struct arch *arch, const struct import_flags *f) {
@@ -95,7 +96,8 @@ static int resolve_input(struct account *a, struct arch *arch, const struct impo
     int64_t v;
     const char *source = from_tensors;
     if (arch->input_size && f->input_size && f->input_size != arch->input_size)
-        return err_param(e, E_CONFLICT, "--input-size", "--input-size %d, but pos_embed is for %d", f->input_size, arch->input_size);
+        return err_param(e, E_CONFLICT, "--input-size", "--input-size %d, but pos_embed is for %d", f->input_size,
+                         arch->input_size);
     if (!arch->input_size && f->input_size) arch->input_size = f->input_size, source = "--input-size";
     else if (!arch->input_size && meta_int(a->ck, "input_size", 1, 8192, &v)) arch->input_size = (int)v, source = from_args;
     if (arch->input_size) note_int(a, "input_size", source, arch->input_size);
@@ -111,7 +113,8 @@ static int resolve_classes(struct account *a, struct arch *arch, const struct im
     else if (meta_int(a->ck, "num_classes", 1, 1 << 24, &v)) source = from_args;
     else v = 0;
     if (v && v != rows && v != rows - 1)
-        return err_param(e, E_CONFLICT, "--classes", "%s say %lld classes, but the label table has %lld rows", source, (long long)v, (long long)rows);
+        return err_param(e, E_CONFLICT, "--classes", "%s say %lld classes, but the label table has %lld rows", source,
+                         (long long)v, (long long)rows);
     if (v) {
         arch->num_classes = (int)v;
         arch->class_dropout = v == rows - 1;
@@ -178,7 +181,8 @@ int import_describe(struct model_desc *d, struct import_fact facts[IMPORT_FACTS]
 int import_require(const struct import_fact *facts, int n, struct err *e) {
     for (int i = 0; i < n; i++)
         if (!facts[i].value[0])
-            return err_param(e, E_CONFLICT, facts[i].source, "the file does not tell its %s: give %s", facts[i].field, facts[i].source);
+            return err_param(e, E_CONFLICT, facts[i].source, "the file does not tell its %s: give %s", facts[i].field,
+                             facts[i].source);
     return OK;
 }
 
@@ -201,7 +205,8 @@ static int convert(struct import_table *it, struct tensor *t, enum dtype to, str
     int rc = wide && narrow ? tensor_to_f32(wide, t, e) : err_set(e, E_NOMEM, "no memory to convert tensor '%s'", t->name);
     for (size_t i = 0; i < t->count && rc == OK; i++)
         if (convert_value(narrow, i, wide[i], to) != OK)
-            rc = err_param(e, E_RANGE, t->name, "tensor '%s' holds %g, too large for f16: use --storage bf16 or f32", t->name, (double)wide[i]);
+            rc = err_param(e, E_RANGE, t->name, "tensor '%s' holds %g, too large for f16: use --storage bf16 or f32", t->name,
+                           (double)wide[i]);
     mem_free(wide);
     if (rc != OK) {
         mem_free(narrow);
@@ -222,7 +227,9 @@ int import_convert(struct import_table *it, const struct tensor_table *src, enum
         if (strncmp(src->tensors[i].name, "projectors.", 11) == 0) continue; // arch.c: unused when sampling
         struct tensor *t = &it->table.tensors[it->table.n++];
         *t = src->tensors[i];
-        enum dtype to = storage == DT_OTHER ? (t->dtype == DT_F64 ? DT_F32 : t->dtype) : t->ndim < 2 || strcmp(t->name, "pos_embed") == 0 ? DT_F32 : storage;
+        enum dtype to = storage == DT_OTHER                                ? (t->dtype == DT_F64 ? DT_F32 : t->dtype)
+                        : t->ndim < 2 || strcmp(t->name, "pos_embed") == 0 ? DT_F32
+                                                                           : storage;
         if (to != t->dtype) rc = convert(it, t, to, e);
     }
     if (rc != OK) import_free(it);

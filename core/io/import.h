@@ -2,9 +2,9 @@
 /*
  * import: from a checkpoint, which tells half, to a model description, which tells all.
  *
- * Tensors prove shapes and nothing else: DiT and SiT have the same keys, and neither path, prediction nor heads leave a trace. What they do not
- * prove is taken from, in this order, a flag, the checkpoint's own args, the published table of widths; then it is missing, and the
- * error names the flag that would tell. Thread: any (no globals).
+ * Tensors prove shapes and nothing else: DiT and SiT have the same keys, and neither path, prediction nor heads leave a trace.
+ * What they do not prove is taken from, in this order, a flag, the checkpoint's own args, the published table of widths; then it
+ * is missing, and the error names the flag that would tell. Thread: any (no globals).
  */
 #ifndef SITD_IMPORT_H
 #define SITD_IMPORT_H
@@ -17,24 +17,26 @@ struct import_flags { // what the person said; zero or NULL: nothing
     int64_t step;       // -1: not said
 };
 
-struct import_fact { // one line of the account that inspect prints
+struct import_fact {    // one line of the account that inspect prints
     const char *field;  // "num_heads"
     char value[64];     // "" when it could not be found out
     const char *source; // "the tensors", "--heads", "the file's args", ...; for a missing one the flag that would tell
 };
 enum { IMPORT_FACTS = 16 };
 
-// Fills family, arch, path, prediction, guidance and step of *d, and the account (always, as far as it came). A fact that is missing is
-// left zero in *d: import_require refuses it. E_CONFLICT when the tensors are no DiT or SiT, or args or flags contradict them.
+// Fills family, arch, path, prediction, guidance and step of *d, and the account (always, as far as it came). A fact that is
+// missing is left zero in *d: import_require refuses it. E_CONFLICT when the tensors are no DiT or SiT, or args or flags
+// contradict them.
 int import_describe(struct model_desc *d, struct import_fact facts[IMPORT_FACTS], int *n_facts, const struct checkpoint *,
                     const struct import_flags *, struct err *);
 // E_CONFLICT with the flag in err.param if a fact is missing.
 int import_require(const struct import_fact *facts, int n_facts, struct err *);
 
 /*
- * The tensors of src that a network uses, with another dtype: DT_F32, DT_F16, DT_BF16, or DT_OTHER for each as it is (float64 becomes float32,
- * no network needs more). Vectors and pos_embed stay float32: they are small, and they are added at full precision. E_RANGE where
- * a value is too large for float16. Free with import_free; tensors that need no change borrow src's names and data.
+ * The tensors of src that a network uses, with another dtype: DT_F32, DT_F16, DT_BF16, or DT_OTHER for each as it is (float64
+ * becomes float32, no network needs more). Vectors and pos_embed stay float32: they are small, and they are added at full
+ * precision. E_RANGE where a value is too large for float16. Free with import_free; tensors that need no change borrow src's
+ * names and data.
  */
 struct import_table {
     struct tensor_table table;

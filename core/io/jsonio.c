@@ -20,7 +20,8 @@ static size_t utf8_len(const unsigned char *s, size_t n) {
     if (len == 0 || len > n) return 0;
     for (size_t i = 1; i < len; i++)
         if ((s[i] & 0xc0) != 0x80) return 0;
-    if ((c == 0xe0 && s[1] < 0xa0) || (c == 0xed && s[1] >= 0xa0) || (c == 0xf0 && s[1] < 0x90) || (c == 0xf4 && s[1] >= 0x90)) return 0;
+    if ((c == 0xe0 && s[1] < 0xa0) || (c == 0xed && s[1] >= 0xa0) || (c == 0xf0 && s[1] < 0x90) || (c == 0xf4 && s[1] >= 0x90))
+        return 0;
     return len;
 }
 
@@ -40,7 +41,8 @@ static int guard(const char *text, size_t len, int max_depth, size_t max_values,
     bool quoted = false, escaped = false;
     for (size_t i = 0; i < len; i++) {
         char c = text[i];
-        if ((unsigned char)c < 0x20 && c != '\n' && c != '\r' && c != '\t') // jansson passes over zero bytes; other readers would not
+        if ((unsigned char)c < 0x20 && c != '\n' && c != '\r' &&
+            c != '\t') // jansson passes over zero bytes; other readers would not
             return err_set(e, E_FORMAT, "%s is not valid JSON: it holds a control character", what);
         if (quoted) {
             if (escaped) escaped = false;

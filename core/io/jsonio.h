@@ -3,8 +3,8 @@
  * jsonio: JSON from outside, into jansson's values, with the guards that jansson lacks.
  *
  * jansson turns a two-byte array element into some 50 bytes of memory, so text is counted before it is parsed: nesting and number
- * of values are bounded. Duplicate keys, control characters and bytes behind the document are refused. All of jansson's memory comes through
- * core/base/mem.h as soon as this file is linked. Thread: any.
+ * of values are bounded. Duplicate keys, control characters and bytes behind the document are refused. All of jansson's memory
+ * comes through core/base/mem.h as soon as this file is linked. Thread: any.
  */
 #ifndef SITD_JSONIO_H
 #define SITD_JSONIO_H

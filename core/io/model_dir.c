@@ -2,12 +2,13 @@
 /*
  * model_dir: reading and publishing a model.
  *
- * Publishing, so that a reader at any moment finds a whole model and a power cut loses nothing: the weights go to a temporary name beside
- * their place, hashed on the way, synced, renamed; then model.json, which names them and holds their digest, the same way and last. A weights
- * file that an older model.json may still name is never overwritten with other bytes: the new one then gets part of its digest into its name.
+ * Publishing, so that a reader at any moment finds a whole model and a power cut loses nothing: the weights go to a temporary
+ * name beside their place, hashed on the way, synced, renamed; then model.json, which names them and holds their digest, the same
+ * way and last. A weights file that an older model.json may still name is never overwritten with other bytes: the new one then
+ * gets part of its digest into its name.
  *
- * Reading: model.json, then the file it names. Between the two a writer may have published again and a cleaner removed the old weights; so
- * when the file is gone or has another digest and model.json has changed meanwhile, the reader begins again.
+ * Reading: model.json, then the file it names. Between the two a writer may have published again and a cleaner removed the old
+ * weights; so when the file is gone or has another digest and model.json has changed meanwhile, the reader begins again.
  */
 #include "core/io/model_dir.h"
 
@@ -157,7 +158,8 @@ static int choose_name(struct model_desc *d, const char *dir, struct err *e) {
     mem_free(old);
     mem_free(path);
     if (rc != E_NOTFOUND && strcmp(hex, d->weights_sha256) != 0)
-        snprintf(d->weights_file, sizeof d->weights_file, "weights-%08lld-%.8s.safetensors", (long long)d->step, d->weights_sha256);
+        snprintf(d->weights_file, sizeof d->weights_file, "weights-%08lld-%.8s.safetensors", (long long)d->step,
+                 d->weights_sha256);
     return OK;
 }
 
@@ -178,7 +180,9 @@ static int write_weights(const char *dir, struct model_desc *d, const struct ten
     struct hashed h = {.sha = EVP_MD_CTX_new()};
     struct meta_pair meta[] = {{(char *)"format", (char *)"pt"}, {(char *)"family", d->family}};
     char *path = path_of(dir, "weights", e);
-    int rc = path && h.sha && EVP_DigestInit_ex(h.sha, EVP_sha256(), NULL) == 1 ? OK : err_set(e, E_NOMEM, "no memory to write %s", dir);
+    int rc = path && h.sha && EVP_DigestInit_ex(h.sha, EVP_sha256(), NULL) == 1
+                 ? OK
+                 : err_set(e, E_NOMEM, "no memory to write %s", dir);
     if (rc == OK) rc = file_out_open(&h.out, path, e);
     if (rc == OK) {
         rc = safetensors_write(table, meta, 2, hashed_sink, &h, e);

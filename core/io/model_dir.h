@@ -2,18 +2,20 @@
 /*
  * model_dir: a model directory, and the model.json in it.
  *
- * model.json is the one file whose change means "there is a new version"; its SHA-256 is the version's digest and it holds the SHA-256
- * of the weights. Files are read, not mapped, and the bytes that were hashed are the bytes used. Format:
+ * model.json is the one file whose change means "there is a new version"; its SHA-256 is the version's digest and it holds the
+ * SHA-256 of the weights. Files are read, not mapped, and the bytes that were hashed are the bytes used. Format:
  *
  * { "format": 1, "family": "sit",
- *   "architecture": {"input_size":32,"patch_size":4,"in_channels":1,"hidden_size":192,"depth":8,"num_heads":3,"mlp_ratio":4,"num_classes":10,
- *                    "class_dropout": true, "learn_sigma":true},
- *   "path":"linear", "prediction":"velocity", "guidance":{"channels":3},     // "all" or a count of leading channels
- *   "labels": ["t-shirt", ["ankle boot","boot"], ...],                        // a name, or a name and its synonyms; or absent
- *   "default": true,                                                          // optional: served when a request names no model
- *   "weights":{"file":"weights-00009034.safetensors","sha256":"..."}, "step": 9034 }
+ *   "architecture": {"input_size": 32, "patch_size": 4, "in_channels": 1, "hidden_size": 192, "depth": 8, "num_heads": 3,
+ *                    "mlp_ratio": 4, "num_classes": 10, "class_dropout": true, "learn_sigma": true},   // last two, mlp_ratio: optional
+ *   "path": "linear", "prediction": "velocity",             // family "sit" only: linear|gvp|vp, velocity|noise|score
+ *   "guidance": {"channels": 3},                            // "all" or a count of leading channels
+ *   "labels": ["t-shirt", ["ankle boot", "boot"], ...],     // a name, or a name and its synonyms; or absent
+ *   "default": true,                                        // optional: served when a request names no model
+ *   "weights": {"file": "weights-00009034.safetensors", "sha256": "..."}, "step": 9034 }
  *
- * Unknown fields, duplicate keys, absurd sizes and a file name that leaves the directory are refused by name. Thread: any (no globals).
+ * Unknown fields, duplicate keys, absurd sizes and a file name that leaves the directory are refused by name.
+ * Thread: any (no globals).
  */
 #ifndef SITD_MODEL_DIR_H
 #define SITD_MODEL_DIR_H
@@ -30,14 +32,15 @@ struct arch { // shape of a DiT/SiT network (adaLN-Zero)
     bool learn_sigma;   // twice as many output channels
 };
 
-
-
 struct model_desc {
     char family[16]; // "sit"
     struct arch arch;
     char path[16], prediction[16]; // "linear", "velocity": parsed by core/diffusion
     int guide_channels;            // leading channels; -1 all
-    struct { char **names; int n; } *labels; // [num_classes] or NULL: names[0] is the label, the rest synonyms
+    struct {
+        char **names;
+        int n;
+    } * labels; // [num_classes] or NULL: names[0] is the label, the rest synonyms
     bool is_default;
     char weights_file[256], weights_sha256[65];
     int64_t step;
@@ -49,25 +52,28 @@ int digest_hex(char hex[DIGEST_HEX], const void *bytes, size_t n); // SHA-256, l
 // Parses and checks model.json's text. On failure nothing is left to free. err.param is the JSON field ("architecture.depth").
 int model_desc_parse(struct model_desc *, const char *json, size_t len, struct err *);
 void model_desc_deinit(struct model_desc *);
-// Sets labels from a text: a JSON array as in model.json, or a line a class, its synonyms behind commas. arch.num_classes must be set. On failure
-// model_desc_deinit still frees all.
+// Sets labels from a text: a JSON array as in model.json, or a line a class, its synonyms behind commas. arch.num_classes must be
+// set. On failure model_desc_deinit still frees all.
 int model_desc_labels(struct model_desc *, const char *text, size_t len, struct err *);
 char *model_desc_dump(const struct model_desc *, struct err *); // JSON text; caller mem_free's
-// Sizes that no network of ours has (zero, negative, products that overflow, more than 2^31 activations) are refused: err.param names the field.
+// Sizes that no network of ours has (zero, negative, products that overflow, more than 2^31 activations) are refused: err.param
+// names the field.
 int arch_check(const struct arch *, struct err *);
-// Overwrites the fields that a recorded case's "config" (the authors' constructor arguments, JSON) names; other keys are not looked at.
+// Overwrites the fields that a recorded case's "config" (the authors' constructor arguments, JSON) names; other keys are not
+// looked at.
 int arch_parse_config(struct arch *, const char *json, struct err *);
 
 struct model_dir {
     struct model_desc desc;
-    char digest[DIGEST_HEX];         // of model.json
-    struct tensor_table *weights;    // owned
-    void *weights_owner;             // private
+    char digest[DIGEST_HEX];      // of model.json
+    struct tensor_table *weights; // owned
+    void *weights_owner;          // private
 };
 // Reads model.json and its weights from the directory, checks the weights' digest. E_NOTFOUND, E_FORMAT, E_CONFLICT (digest).
 int model_dir_open(struct model_dir *, const char *dir, struct err *);
 void model_dir_close(struct model_dir *);
-// Writes weights then model.json (temporary name, fsync, rename). dir is made if absent. desc's weights_file and sha256 are filled in.
+// Writes weights then model.json (temporary name, fsync, rename). dir is made if absent. desc's weights_file and sha256 are
+// filled in.
 int model_dir_write(const char *dir, struct model_desc *, const struct tensor_table *, struct err *);
 
 #endif

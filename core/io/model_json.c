@@ -2,8 +2,8 @@
 /*
  * model_json: model.json's text to struct model_desc and back (declared in model_dir.h, format there).
  *
- * Everything is checked here, once, so that the layers above may trust a desc: required fields, types, ranges, file names, unknown fields.
- * family "sit" needs path and prediction; "dit" (discrete time, learned range) has neither and refuses them.
+ * Everything is checked here, once, so that the layers above may trust a desc: required fields, types, ranges, file names,
+ * unknown fields. family "sit" needs path and prediction; "dit" (discrete time, learned range) has neither and refuses them.
  */
 #include <jansson.h>
 #include <math.h>
@@ -90,8 +90,8 @@ static int get_choice(struct reader *r, const char *key, char *dst, size_t size,
 }
 
 static int parse_arch(struct arch *a, struct reader *top) {
-    static const char *const known[] = {"input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads",
-                                        "mlp_ratio", "num_classes", "class_dropout", "learn_sigma", NULL};
+    static const char *const known[] = {"input_size", "patch_size",  "in_channels",   "hidden_size", "depth", "num_heads",
+                                        "mlp_ratio",  "num_classes", "class_dropout", "learn_sigma", NULL};
     struct reader r;
     int rc = get_object(top, "architecture", "architecture.", &r);
     if (rc == OK) rc = only(&r, known);
@@ -136,7 +136,8 @@ static int parse_label(struct model_desc *d, int i, const json_t *v, struct read
     if (!(d->labels[i].names = mem_array(n, sizeof *d->labels[i].names))) return err_set(r->e, E_NOMEM, "no memory for labels");
     for (size_t k = 0; k < n; k++) {
         const json_t *name = json_is_array(v) ? json_array_get(v, k) : v;
-        if (!is_label(name)) return refuse(r, E_FORMAT, "labels", "must hold names (1 to 200 bytes, no control characters) or lists of names");
+        if (!is_label(name))
+            return refuse(r, E_FORMAT, "labels", "must hold names (1 to 200 bytes, no control characters) or lists of names");
         char *copy = mem_strdup(json_string_value(name));
         if (!copy) return err_set(r->e, E_NOMEM, "no memory for labels");
         d->labels[i].names[d->labels[i].n++] = copy;
@@ -153,7 +154,8 @@ static int parse_labels(struct model_desc *d, struct reader *r) {
         snprintf(why, sizeof why, "names %zu classes; architecture.num_classes is %d", json_array_size(v), d->arch.num_classes);
         return refuse(r, E_CONFLICT, "labels", why);
     }
-    if (!(d->labels = mem_array((size_t)d->arch.num_classes, sizeof *d->labels))) return err_set(r->e, E_NOMEM, "no memory for labels");
+    if (!(d->labels = mem_array((size_t)d->arch.num_classes, sizeof *d->labels)))
+        return err_set(r->e, E_NOMEM, "no memory for labels");
     size_t i;
     json_array_foreach(v, i, one) {
         int rc = parse_label(d, (int)i, one, r);
@@ -162,7 +164,8 @@ static int parse_labels(struct model_desc *d, struct reader *r) {
     return OK;
 }
 
-static json_t *label_line(const char *line, size_t n) { // "ankle boot, boot" -> ["ankle boot", "boot"]; NULL: no memory, or not UTF-8
+static json_t *label_line(const char *line,
+                          size_t n) { // "ankle boot, boot" -> ["ankle boot", "boot"]; NULL: no memory, or not UTF-8
     json_t *names = json_array();
     for (const char *end = line + n; line <= end;) {
         const char *comma = memchr(line, ',', (size_t)(end - line)), *stop = comma ? comma : end, *next = stop + 1;
@@ -183,8 +186,10 @@ static int label_lines(json_t **labels, const char *text, size_t len, struct err
         stop = memchr(at, '\n', (size_t)(end - at));
         if (!stop) stop = end;
         if (!jsonio_plain(at, (size_t)(stop - at) - (stop > at && stop[-1] == '\r')))
-            return err_param(e, E_FORMAT, "labels", "line %zu of the labels holds a control character or is not UTF-8", json_array_size(*labels) + 1);
-        if (json_array_append_new(*labels, label_line(at, (size_t)(stop - at))) != 0) return err_set(e, E_NOMEM, "no memory for labels");
+            return err_param(e, E_FORMAT, "labels", "line %zu of the labels holds a control character or is not UTF-8",
+                             json_array_size(*labels) + 1);
+        if (json_array_append_new(*labels, label_line(at, (size_t)(stop - at))) != 0)
+            return err_set(e, E_NOMEM, "no memory for labels");
     }
     return OK;
 }
@@ -215,29 +220,34 @@ static int parse_weights(struct model_desc *d, struct reader *top) {
     int rc = get_object(top, "weights", "weights.", &r);
     if (rc == OK) rc = only(&r, known);
     if (rc == OK) rc = get_text(&r, "file", d->weights_file, sizeof d->weights_file);
-    if (rc == OK && !is_file_name(d->weights_file)) rc = refuse(&r, E_FORMAT, "file", "must be the name of a file in the model's directory");
+    if (rc == OK && !is_file_name(d->weights_file))
+        rc = refuse(&r, E_FORMAT, "file", "must be the name of a file in the model's directory");
     if (rc == OK) rc = get_text(&r, "sha256", d->weights_sha256, sizeof d->weights_sha256);
-    if (rc == OK && !is_digest(d->weights_sha256)) rc = refuse(&r, E_FORMAT, "sha256", "must be 64 lower-case hexadecimal digits");
+    if (rc == OK && !is_digest(d->weights_sha256))
+        rc = refuse(&r, E_FORMAT, "sha256", "must be 64 lower-case hexadecimal digits");
     return rc;
 }
 
 static int parse_kind(struct model_desc *d, struct reader *r) {
     static const char *const families[] = {"sit", "dit", NULL}, *const paths[] = {"linear", "gvp", "vp", NULL},
-                      *const predictions[] = {"velocity", "noise", "score", NULL};
+                             *const predictions[] = {"velocity", "noise", "score", NULL};
     int rc = get_choice(r, "family", d->family, sizeof d->family, families, "must be \"sit\" or \"dit\"");
     if (rc == OK && strcmp(d->family, "sit") == 0) {
         rc = get_choice(r, "path", d->path, sizeof d->path, paths, "must be \"linear\", \"gvp\" or \"vp\"");
-        if (rc == OK) rc = get_choice(r, "prediction", d->prediction, sizeof d->prediction, predictions, "must be \"velocity\", \"noise\" or \"score\"");
+        if (rc == OK)
+            rc = get_choice(r, "prediction", d->prediction, sizeof d->prediction, predictions,
+                            "must be \"velocity\", \"noise\" or \"score\"");
     } else if (rc == OK) {
         if (json_object_get(r->obj, "path")) rc = refuse(r, E_CONFLICT, "path", "does not apply to family \"dit\"");
-        else if (json_object_get(r->obj, "prediction")) rc = refuse(r, E_CONFLICT, "prediction", "does not apply to family \"dit\"");
+        else if (json_object_get(r->obj, "prediction"))
+            rc = refuse(r, E_CONFLICT, "prediction", "does not apply to family \"dit\"");
     }
     return rc;
 }
 
 static int parse_root(struct model_desc *d, struct reader *r) {
-    static const char *const known[] = {"format", "family", "architecture", "path", "prediction", "guidance", "labels",
-                                        "default", "weights", "step", NULL};
+    static const char *const known[] = {"format", "family",  "architecture", "path", "prediction", "guidance",
+                                        "labels", "default", "weights",      "step", NULL};
     int64_t format;
     if (!json_is_object(r->obj)) return err_set(r->e, E_FORMAT, "model.json is not a JSON object");
     int rc = get_int(r, "format", 1, 1, &format);
@@ -290,19 +300,24 @@ static json_t *dump_labels(const struct model_desc *d) {
 }
 
 static json_t *dump_arch(const struct arch *a) {
-    return json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:i, s:b, s:b}", "input_size", a->input_size, "patch_size", a->patch_size, "in_channels",
-                     a->in_channels, "hidden_size", a->hidden_size, "depth", a->depth, "num_heads", a->num_heads, "mlp_ratio", a->mlp_ratio,
-                     "num_classes", a->num_classes, "class_dropout", a->class_dropout, "learn_sigma", a->learn_sigma);
+    return json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:i, s:b, s:b}", "input_size", a->input_size, "patch_size",
+                     a->patch_size, "in_channels", a->in_channels, "hidden_size", a->hidden_size, "depth", a->depth, "num_heads",
+                     a->num_heads, "mlp_ratio", a->mlp_ratio, "num_classes", a->num_classes, "class_dropout", a->class_dropout,
+                     "learn_sigma", a->learn_sigma);
 }
 
-static bool put(json_t *root, const char *key, json_t *v) { return json_object_set_new(root, key, v) == 0; } // false also for v == NULL
+static bool put(json_t *root, const char *key, json_t *v) {
+    return json_object_set_new(root, key, v) == 0;
+} // false also for v == NULL
 
 char *model_desc_dump(const struct model_desc *d, struct err *e) {
     json_t *root = json_object();
-    bool ok = put(root, "format", json_integer(1)) && put(root, "family", json_string(d->family)) && put(root, "architecture", dump_arch(&d->arch));
+    bool ok = put(root, "format", json_integer(1)) && put(root, "family", json_string(d->family)) &&
+              put(root, "architecture", dump_arch(&d->arch));
     if (d->path[0]) ok = ok && put(root, "path", json_string(d->path));
     if (d->prediction[0]) ok = ok && put(root, "prediction", json_string(d->prediction));
-    ok = ok && put(root, "guidance", json_pack("{s:o}", "channels", d->guide_channels < 0 ? json_string("all") : json_integer(d->guide_channels)));
+    ok = ok && put(root, "guidance",
+                   json_pack("{s:o}", "channels", d->guide_channels < 0 ? json_string("all") : json_integer(d->guide_channels)));
     if (d->labels) ok = ok && put(root, "labels", dump_labels(d));
     if (d->is_default) ok = ok && put(root, "default", json_true());
     ok = ok && put(root, "weights", json_pack("{s:s, s:s}", "file", d->weights_file, "sha256", d->weights_sha256));

@@ -2,15 +2,16 @@
 /*
  * pickle
  *
- * A pickle is a program for a stack machine: opcodes push values, gather what lies above the last mark into a container, remember values in a
- * "memo", name a global (module and name), call it (REDUCE, NEWOBJ), and fill or build the result. CPython's unpickler imports and calls whatever is
- * named, so loading a pickle is running it. Here a global stays a name, and the only "calls" are the few below that make tensors and
- * containers. Protocols 2 to 5 are read (torch.save writes 2), without the text opcodes of protocols 0 and 1.
+ * A pickle is a program for a stack machine: opcodes push values, gather what lies above the last mark into a container, remember
+ * values in a "memo", name a global (module and name), call it (REDUCE, NEWOBJ), and fill or build the result. CPython's
+ * unpickler imports and calls whatever is named, so loading a pickle is running it. Here a global stays a name, and the only
+ * "calls" are the few below that make tensors and containers. Protocols 2 to 5 are read (torch.save writes 2), without the text
+ * opcodes of protocols 0 and 1.
  *
- * Why it ends and fits: each opcode takes at least one byte, pushes at most one value and makes at most one object, values are shared by
- * pointer (so the classic "billion laughs" of nested duplicates costs one reference each), a memo index may not be larger than the number
- * of opcodes so far, and all memory is counted against MAX_MEMORY. Nothing here recurses; deep or cyclic values are as harmless as flat ones,
- * since objects are freed from a list and readers look one level down at a time.
+ * Why it ends and fits: each opcode takes at least one byte, pushes at most one value and makes at most one object, values are
+ * shared by pointer (so the classic "billion laughs" of nested duplicates costs one reference each), a memo index may not be
+ * larger than the number of opcodes so far, and all memory is counted against MAX_MEMORY. Nothing here recurses; deep or cyclic
+ * values are as harmless as flat ones, since objects are freed from a list and readers look one level down at a time.
  */
 #include "core/io/pickle.h"
 
@@ -71,18 +72,24 @@ static const struct known {
     {"torch", "bool", DTYPE, DT_BOOL},
 };
 
-// Modules that no checkpoint needs and that exploits of pickle name. Being named would be harmless here; it is refused so that the
-// file's owner learns what it is. A name stands for its submodules too.
+// Modules that no checkpoint needs and that exploits of pickle name. Being named would be harmless here; it is refused so that
+// the file's owner learns what it is. A name stands for its submodules too.
+// clang-format off
 static const char *const evil_modules[] = {
-    "os", "posix", "nt", "subprocess", "commands", "sys", "shutil", "socket", "importlib", "imp", "runpy", "pty", "ctypes", "code", "codeop",
-    "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "types", "operator", "_operator", "asyncio", "multiprocessing", "threading",
-    "_thread", "signal", "tempfile", "webbrowser", "requests", "urllib", "urllib2", "http", "httplib", "ftplib", "smtplib", "pip", "bdb", "pdb",
-    "timeit", "trace", "profile", "cProfile", "platform", "pydoc", "doctest", "linecache", "torch.hub", "torch.serialization", "numpy.testing",
+    "os", "posix", "nt", "subprocess", "commands", "sys", "shutil", "socket", "importlib", "imp", "runpy", "pty", "ctypes", "code",
+    "codeop", "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "types", "operator", "_operator", "asyncio", "signal",
+    "multiprocessing", "threading", "_thread", "tempfile", "webbrowser", "requests", "urllib", "urllib2", "http", "httplib", "ftplib",
+    "smtplib", "pip", "bdb", "pdb", "timeit", "trace", "profile", "cProfile", "platform", "pydoc", "doctest", "linecache", "torch.hub",
+    "torch.serialization", "numpy.testing",
 };
-static const char *const tame_builtins[] = {"set", "frozenset", "bytearray", "bytes", "complex", "slice", "range", "xrange", "object", "int",
-                                            "long", "float", "str", "unicode", "bool", "list", "dict", "tuple"};
+// clang-format on
+static const char *const tame_builtins[] = {"set",   "frozenset", "bytearray", "bytes", "complex", "slice",
+                                            "range", "xrange",    "object",    "int",   "long",    "float",
+                                            "str",   "unicode",   "bool",      "list",  "dict",    "tuple"};
 
-static bool same(const struct pvalue *s, const char *text) { return s->u.str.n == strlen(text) && memcmp(s->u.str.at, text, s->u.str.n) == 0; }
+static bool same(const struct pvalue *s, const char *text) {
+    return s->u.str.n == strlen(text) && memcmp(s->u.str.at, text, s->u.str.n) == 0;
+}
 
 static bool is_evil(const struct pvalue *module, const struct pvalue *name) {
     if (same(module, "builtins") || same(module, "__builtin__")) {
@@ -92,7 +99,9 @@ static bool is_evil(const struct pvalue *module, const struct pvalue *name) {
     }
     for (size_t i = 0; i < sizeof evil_modules / sizeof *evil_modules; i++) {
         size_t n = strlen(evil_modules[i]);
-        if (module->u.str.n >= n && memcmp(module->u.str.at, evil_modules[i], n) == 0 && (module->u.str.n == n || module->u.str.at[n] == '.')) return true;
+        if (module->u.str.n >= n && memcmp(module->u.str.at, evil_modules[i], n) == 0 &&
+            (module->u.str.n == n || module->u.str.at[n] == '.'))
+            return true;
     }
     return false;
 }
@@ -224,7 +233,8 @@ static int push_long(struct vm *vm, int len_bytes) { // two's complement, any le
     int rc = take_number(vm, len_bytes, &n);
     if (rc == OK) rc = take(vm, n, &p);
     if (rc != OK) return rc;
-    if (n > 8) return push(vm, (struct pvalue){.kind = P_BYTES, .u.str = {(const char *)p, (size_t)n}}); // no size or count is that large
+    // No size or count is longer than 8 bytes: a longer number is kept as the bytes that it is.
+    if (n > 8) return push(vm, (struct pvalue){.kind = P_BYTES, .u.str = {(const char *)p, (size_t)n}});
     if (n > 0 && p[n - 1] & 0x80) v = UINT64_MAX;
     for (uint64_t i = n; i > 0; i--) v = v << 8 | p[i - 1];
     return push(vm, (struct pvalue){.kind = P_INT, .u.i = (int64_t)v});
@@ -250,8 +260,8 @@ static int push_global(struct vm *vm, const struct pvalue *module, const struct 
         if (parts[i]->kind != P_STR || parts[i]->u.str.n > MAX_NAME || !jsonio_plain(parts[i]->u.str.at, parts[i]->u.str.n))
             return broken(vm, "a global has no proper name");
     if (is_evil(module, name))
-        return err_set(vm->e, E_UNSUPPORTED, "data.pkl names '%.*s.%.*s': this file wants to run code and is refused", (int)module->u.str.n,
-                       module->u.str.at, (int)name->u.str.n, name->u.str.at);
+        return err_set(vm->e, E_UNSUPPORTED, "data.pkl names '%.*s.%.*s': this file wants to run code and is refused",
+                       (int)module->u.str.n, module->u.str.at, (int)name->u.str.n, name->u.str.at);
     int rc = push_obj(vm, P_GLOBAL, both, 2);
     for (size_t i = 1; rc == OK && i < sizeof known / sizeof *known; i++)
         if (same(module, known[i].module) && same(name, known[i].name)) vm->stack[vm->n - 1].known = (int)i;
@@ -286,7 +296,8 @@ static int op_persid(struct vm *vm) { // ("storage", torch.XStorage, key, locati
     int rc = pop(vm, &id);
     if (rc != OK) return rc;
     const struct pvalue *t = id.kind == P_TUPLE ? id.u.obj->items : NULL;
-    if (!t || id.u.obj->n < 5 || t[0].kind != P_STR || !same(&t[0], "storage") || t[1].kind != P_GLOBAL || t[2].kind != P_STR || t[4].kind != P_INT || t[4].u.i < 0)
+    if (!t || id.u.obj->n < 5 || t[0].kind != P_STR || !same(&t[0], "storage") || t[1].kind != P_GLOBAL || t[2].kind != P_STR ||
+        t[4].kind != P_INT || t[4].u.i < 0)
         return broken(vm, "a persistent id is not (\"storage\", type, key, location, size)");
     const struct known *k = &known[t[1].known];
     if (k->role != STORAGE && k->role != UNTYPED) {
@@ -320,7 +331,8 @@ static int build_tensor(struct vm *vm, const struct pvalue *args, enum role role
     struct ptensor t = {.ndim = 0};
     struct pvalue v = {.kind = P_NONE};
     int strides = 0;
-    if (n < least || a[0].kind != P_STORAGE || a[1].kind != P_INT || a[1].u.i < 0) return broken(vm, "a tensor is not made of (storage, offset, shape, stride, ...)");
+    if (n < least || a[0].kind != P_STORAGE || a[1].kind != P_INT || a[1].u.i < 0)
+        return broken(vm, "a tensor is not made of (storage, offset, shape, stride, ...)");
     t.storage = *a[0].u.obj->storage;
     t.offset = (uint64_t)a[1].u.i;
     t.dtype = t.storage.dtype;
@@ -347,18 +359,27 @@ static int call(struct vm *vm, const struct pvalue *f, const struct pvalue *args
     if (args->kind != P_TUPLE) return broken(vm, "it calls a name with something else than a tuple");
     const struct pobj *a = args->u.obj;
     switch (role) {
-    case ORDERED_DICT: return push_obj(vm, P_DICT, NULL, 0);
-    case NAMESPACE: return push_obj(vm, P_NAMESPACE, NULL, 0);
+    case ORDERED_DICT:
+        return push_obj(vm, P_DICT, NULL, 0);
+    case NAMESPACE:
+        return push_obj(vm, P_NAMESPACE, NULL, 0);
     case TENSOR_V1:
     case TENSOR_V2:
-    case TENSOR_V3: return build_tensor(vm, args, role);
-    case PARAMETER: return a->n > 0 && a->items[0].kind == P_TENSOR ? push(vm, a->items[0]) : broken(vm, "a parameter is made of something else than a tensor");
-    case SIZE: return a->n == 1 && (a->items[0].kind == P_TUPLE || a->items[0].kind == P_LIST) ? push(vm, a->items[0]) : push_opaque(vm, f);
-    default: return push_opaque(vm, f);
+    case TENSOR_V3:
+        return build_tensor(vm, args, role);
+    case PARAMETER:
+        return a->n > 0 && a->items[0].kind == P_TENSOR ? push(vm, a->items[0])
+                                                        : broken(vm, "a parameter is made of something else than a tensor");
+    case SIZE:
+        return a->n == 1 && (a->items[0].kind == P_TUPLE || a->items[0].kind == P_LIST) ? push(vm, a->items[0])
+                                                                                        : push_opaque(vm, f);
+    default:
+        return push_opaque(vm, f);
     }
 }
 
-static int op_call(struct vm *vm, int extra) { // extra: operands above the arguments that do not matter here (NEWOBJ_EX's keywords)
+static int op_call(struct vm *vm,
+                   int extra) { // extra: operands above the arguments that do not matter here (NEWOBJ_EX's keywords)
     struct pvalue f, args, ignored;
     int rc = OK;
     while (extra-- > 0 && rc == OK) rc = pop(vm, &ignored);
@@ -372,7 +393,8 @@ static int op_build(struct vm *vm) {
     struct pvalue state, target;
     int rc = pop(vm, &state);
     if (rc == OK) rc = pop(vm, &target);
-    if (rc == OK && target.kind == P_NAMESPACE && state.kind == P_DICT) rc = extend(vm, target.u.obj, state.u.obj->items, state.u.obj->n);
+    if (rc == OK && target.kind == P_NAMESPACE && state.kind == P_DICT)
+        rc = extend(vm, target.u.obj, state.u.obj->items, state.u.obj->n);
     return rc == OK ? push(vm, target) : rc;
 }
 
@@ -492,60 +514,115 @@ static int step(struct vm *vm) {
     uint64_t ignored;
     unsigned char op = *vm->at++;
     switch (op) {
-    case 0x80: return take_number(vm, 1, &ignored); // PROTO again
-    case 0x95: return op_frame(vm);
-    case '.': return op_stop(vm);
-    case '(': return op_mark(vm);
-    case '0': return op_pop(vm);
-    case '1': return op_pop_mark(vm);
-    case '2': return op_dup(vm);
-    case 'N': return push(vm, (struct pvalue){.kind = P_NONE});
-    case 0x88: return push(vm, (struct pvalue){.kind = P_BOOL, .u.i = 1});
-    case 0x89: return push(vm, (struct pvalue){.kind = P_BOOL, .u.i = 0});
-    case 'J': return push_int(vm, 4, true);
-    case 'K': return push_int(vm, 1, false);
-    case 'M': return push_int(vm, 2, false);
-    case 0x8a: return push_long(vm, 1);
-    case 0x8b: return push_long(vm, 4);
-    case 'G': return push_real(vm);
-    case 'X': return push_text(vm, 4, P_STR);
-    case 0x8c: return push_text(vm, 1, P_STR);
-    case 0x8d: return push_text(vm, 8, P_STR);
-    case 'U': return push_text(vm, 1, P_STR); // Python 2's str
-    case 'T': return push_text(vm, 4, P_STR);
-    case 'C': return push_text(vm, 1, P_BYTES);
-    case 'B': return push_text(vm, 4, P_BYTES);
-    case 0x8e: return push_text(vm, 8, P_BYTES);
-    case 0x96: return push_text(vm, 8, P_BYTES);
-    case ']': return push_obj(vm, P_LIST, NULL, 0);
-    case ')': return push_obj(vm, P_TUPLE, NULL, 0);
-    case '}': return push_obj(vm, P_DICT, NULL, 0);
-    case 0x8f: return push_obj(vm, P_LIST, NULL, 0); // a set: order and duplicates do not matter here
-    case 'l': return op_gather(vm, P_LIST);
-    case 't': return op_gather(vm, P_TUPLE);
-    case 'd': return op_gather(vm, P_DICT);
-    case 0x91: return op_gather(vm, P_LIST); // frozenset
-    case 0x85: return op_tuple(vm, 1);
-    case 0x86: return op_tuple(vm, 2);
-    case 0x87: return op_tuple(vm, 3);
-    case 'a': return op_add_few(vm, 1, P_LIST);
-    case 's': return op_add_few(vm, 2, P_DICT);
-    case 'e': return op_add_many(vm, P_LIST);
-    case 0x90: return op_add_many(vm, P_LIST);
-    case 'u': return op_add_many(vm, P_DICT);
-    case 'c': return op_global(vm);
-    case 0x93: return op_stack_global(vm);
-    case 'R': return op_call(vm, 0);
-    case 0x81: return op_call(vm, 0); // NEWOBJ: for the classes that are known here the same as calling them
-    case 0x92: return op_call(vm, 1);
-    case 'b': return op_build(vm);
-    case 'Q': return op_persid(vm);
-    case 'q': return op_put(vm, 1);
-    case 'r': return op_put(vm, 4);
-    case 0x94: return memo_put(vm, vm->memo_n);
-    case 'h': return op_get(vm, 1);
-    case 'j': return op_get(vm, 4);
-    default: snprintf(why, sizeof why, "opcode 0x%02x is not one that torch.save writes", op); return broken(vm, why);
+    case 0x80:
+        return take_number(vm, 1, &ignored); // PROTO again
+    case 0x95:
+        return op_frame(vm);
+    case '.':
+        return op_stop(vm);
+    case '(':
+        return op_mark(vm);
+    case '0':
+        return op_pop(vm);
+    case '1':
+        return op_pop_mark(vm);
+    case '2':
+        return op_dup(vm);
+    case 'N':
+        return push(vm, (struct pvalue){.kind = P_NONE});
+    case 0x88:
+        return push(vm, (struct pvalue){.kind = P_BOOL, .u.i = 1});
+    case 0x89:
+        return push(vm, (struct pvalue){.kind = P_BOOL, .u.i = 0});
+    case 'J':
+        return push_int(vm, 4, true);
+    case 'K':
+        return push_int(vm, 1, false);
+    case 'M':
+        return push_int(vm, 2, false);
+    case 0x8a:
+        return push_long(vm, 1);
+    case 0x8b:
+        return push_long(vm, 4);
+    case 'G':
+        return push_real(vm);
+    case 'X':
+        return push_text(vm, 4, P_STR);
+    case 0x8c:
+        return push_text(vm, 1, P_STR);
+    case 0x8d:
+        return push_text(vm, 8, P_STR);
+    case 'U':
+        return push_text(vm, 1, P_STR); // Python 2's str
+    case 'T':
+        return push_text(vm, 4, P_STR);
+    case 'C':
+        return push_text(vm, 1, P_BYTES);
+    case 'B':
+        return push_text(vm, 4, P_BYTES);
+    case 0x8e:
+        return push_text(vm, 8, P_BYTES);
+    case 0x96:
+        return push_text(vm, 8, P_BYTES);
+    case ']':
+        return push_obj(vm, P_LIST, NULL, 0);
+    case ')':
+        return push_obj(vm, P_TUPLE, NULL, 0);
+    case '}':
+        return push_obj(vm, P_DICT, NULL, 0);
+    case 0x8f:
+        return push_obj(vm, P_LIST, NULL, 0); // a set: order and duplicates do not matter here
+    case 'l':
+        return op_gather(vm, P_LIST);
+    case 't':
+        return op_gather(vm, P_TUPLE);
+    case 'd':
+        return op_gather(vm, P_DICT);
+    case 0x91:
+        return op_gather(vm, P_LIST); // frozenset
+    case 0x85:
+        return op_tuple(vm, 1);
+    case 0x86:
+        return op_tuple(vm, 2);
+    case 0x87:
+        return op_tuple(vm, 3);
+    case 'a':
+        return op_add_few(vm, 1, P_LIST);
+    case 's':
+        return op_add_few(vm, 2, P_DICT);
+    case 'e':
+        return op_add_many(vm, P_LIST);
+    case 0x90:
+        return op_add_many(vm, P_LIST);
+    case 'u':
+        return op_add_many(vm, P_DICT);
+    case 'c':
+        return op_global(vm);
+    case 0x93:
+        return op_stack_global(vm);
+    case 'R':
+        return op_call(vm, 0);
+    case 0x81:
+        return op_call(vm, 0); // NEWOBJ: for the classes that are known here the same as calling them
+    case 0x92:
+        return op_call(vm, 1);
+    case 'b':
+        return op_build(vm);
+    case 'Q':
+        return op_persid(vm);
+    case 'q':
+        return op_put(vm, 1);
+    case 'r':
+        return op_put(vm, 4);
+    case 0x94:
+        return memo_put(vm, vm->memo_n);
+    case 'h':
+        return op_get(vm, 1);
+    case 'j':
+        return op_get(vm, 4);
+    default:
+        snprintf(why, sizeof why, "opcode 0x%02x is not one that torch.save writes", op);
+        return broken(vm, why);
     }
 }
 
@@ -586,8 +663,9 @@ const struct pvalue *pickle_get(const struct pvalue *dict, const char *key) {
 }
 
 void pickle_describe(const struct pvalue *v, char *dst, size_t size) {
-    static const char *const kinds[] = {"None", "a bool", "an integer", "a float", "a string", "bytes", "a tuple", "a list", "a dictionary",
-                                        "an argparse.Namespace", "the name", "an object of", "a storage", "a tensor", "a mark"};
+    static const char *const kinds[] = {"None",     "a bool",       "an integer", "a float",      "a string",
+                                        "bytes",    "a tuple",      "a list",     "a dictionary", "an argparse.Namespace",
+                                        "the name", "an object of", "a storage",  "a tensor",     "a mark"};
     if (v->kind != P_GLOBAL && v->kind != P_OPAQUE) {
         snprintf(dst, size, "%s", kinds[v->kind]);
         return;

@@ -2,10 +2,10 @@
 /*
  * pickle: a restricted unpickler. It turns the data.pkl of a torch.save archive into plain values and never runs anything.
  *
- * What a pickle calls (os.system, a class of the training code) is only a name here. The names that make tensors and containers are known
- * and built by pickle.c itself; names of modules that no checkpoint needs and attacks do (os, subprocess, builtins.eval ...) are refused with the name
- * in the error; all others become P_OPAQUE, a value that remembers its name and does nothing. Whoever reads the values decides where
- * an opaque one may stand. Thread: any (no globals).
+ * What a pickle calls (os.system, a class of the training code) is only a name here. The names that make tensors and containers
+ * are known and built by pickle.c itself; names of modules that no checkpoint needs and attacks do (os, subprocess, builtins.eval
+ * ...) are refused with the name in the error; all others become P_OPAQUE, a value that remembers its name and does nothing.
+ * Whoever reads the values decides where an opaque one may stand. Thread: any (no globals).
  */
 #ifndef SITD_PICKLE_H
 #define SITD_PICKLE_H
@@ -16,14 +16,21 @@
 #include "core/tensor/tensor.h"
 
 enum pkind {
-    P_NONE, P_BOOL, P_INT, P_REAL, P_STR, P_BYTES, // plain
-    P_TUPLE, P_LIST, P_DICT,                       // obj: items; a dict's are key, value, key, value (an OrderedDict is a P_DICT)
-    P_NAMESPACE,                                   // obj: argparse.Namespace, attributes as a dict's items
-    P_GLOBAL,                                      // obj: a name used as a value; items are two P_STR, module and name
-    P_OPAQUE,                                      // obj: what calling an unknown name would have given; the same two items
-    P_STORAGE,                                     // obj: storage
-    P_TENSOR,                                      // obj: tensor
-    P_MARK,                                        // PRIVATE
+    P_NONE,
+    P_BOOL,
+    P_INT,
+    P_REAL,
+    P_STR,
+    P_BYTES, // plain
+    P_TUPLE,
+    P_LIST,
+    P_DICT,      // obj: items; a dict's are key, value, key, value (an OrderedDict is a P_DICT)
+    P_NAMESPACE, // obj: argparse.Namespace, attributes as a dict's items
+    P_GLOBAL,    // obj: a name used as a value; items are two P_STR, module and name
+    P_OPAQUE,    // obj: what calling an unknown name would have given; the same two items
+    P_STORAGE,   // obj: storage
+    P_TENSOR,    // obj: tensor
+    P_MARK,      // PRIVATE
 };
 
 struct pvalue {
@@ -32,8 +39,11 @@ struct pvalue {
     union {
         int64_t i; // P_INT, P_BOOL
         double d;
-        struct { const char *at; size_t n; } str; // borrowed from the pickle's bytes; not terminated, not
-                                                  // checked to be UTF-8
+        struct {
+            const char *at;
+            size_t n;
+        } str; // borrowed from the pickle's bytes; not terminated, not
+               // checked to be UTF-8
         struct pobj *obj;
     } u;
 };
@@ -50,7 +60,7 @@ struct ptensor { // a view of a storage, as the pickle says: nothing is checked 
     struct pstorage storage;
     enum dtype dtype;
     int ndim;
-    uint64_t offset; // elements
+    uint64_t offset;                                         // elements
     int64_t shape[TENSOR_MAX_DIMS], stride[TENSOR_MAX_DIMS]; // >= 0
 };
 

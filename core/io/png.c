@@ -2,12 +2,13 @@
 /*
  * png, by libpng.
  *
- * libpng reports errors by longjmp. So each direction has one small function that calls setjmp and calls nothing but libpng between there and its return;
- * everything that must be freed lives in a struct of the caller, never in a local that the jump could lose. libpng's own memory comes
- * through core/base/mem.h as well, so a failing allocation anywhere is an E_NOMEM. Warnings are dropped: nothing below main prints.
+ * libpng reports errors by longjmp. So each direction has one small function that calls setjmp and calls nothing but libpng
+ * between there and its return; everything that must be freed lives in a struct of the caller, never in a local that the jump
+ * could lose. libpng's own memory comes through core/base/mem.h as well, so a failing allocation anywhere is an E_NOMEM. Warnings
+ * are dropped: nothing below main prints.
  *
- * One filter, "sub", on every line: for photographs level 1 with it costs 2.9 ms where all filters cost 3.8 (256x256, level 6: 9.7 ms). Files differ
- * by a few per cent in size.
+ * One filter, "sub", on every line: for photographs level 1 with it costs 2.9 ms where all filters cost 3.8 (256x256, level
+ * 6: 9.7 ms). Files differ by a few per cent in size.
  */
 #include "core/io/png.h"
 
@@ -31,8 +32,8 @@ struct bytes { // a growing buffer
 struct job { // one encode or decode; survives the longjmp
     png_structp png;
     png_infop info;
-    struct bytes out;      // encode: the file
-    const uint8_t *in;     // decode: the file
+    struct bytes out;  // encode: the file
+    const uint8_t *in; // decode: the file
     size_t in_n, in_at;
     png_bytep *rows;
     uint8_t *pixels;
@@ -92,8 +93,9 @@ static bool run_encode(struct job *j, int level, int n_text) {
     png_set_write_fn(j->png, j, on_write, on_flush);
     png_set_compression_level(j->png, level);
     png_set_filter(j->png, PNG_FILTER_TYPE_BASE, level ? PNG_FILTER_SUB : PNG_FILTER_NONE);
-    png_set_IHDR(j->png, j->info, (png_uint_32)j->width, (png_uint_32)j->height, 8, j->channels == 3 ? PNG_COLOR_TYPE_RGB : PNG_COLOR_TYPE_GRAY,
-                 PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+    png_set_IHDR(j->png, j->info, (png_uint_32)j->width, (png_uint_32)j->height, 8,
+                 j->channels == 3 ? PNG_COLOR_TYPE_RGB : PNG_COLOR_TYPE_GRAY, PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT,
+                 PNG_FILTER_TYPE_DEFAULT);
     if (n_text) png_set_text(j->png, j->info, j->texts, n_text);
     png_write_info(j->png, j->info);
     png_write_image(j->png, j->rows);
@@ -108,7 +110,8 @@ static int check_encode(int width, int height, int channels, int level, const st
     if (level < 0 || level > 9) return err_param(e, E_RANGE, "level", "PNG level %d is not within 0 to 9", level);
     for (int i = 0; i < n_text; i++) {
         size_t n = strlen(text[i].key);
-        if (n < 1 || n > 79 || strlen(text[i].value) > MAX_TEXT) return err_set(e, E_RANGE, "PNG text '%.79s' is too long, or has no key", text[i].key);
+        if (n < 1 || n > 79 || strlen(text[i].value) > MAX_TEXT)
+            return err_set(e, E_RANGE, "PNG text '%.79s' is too long, or has no key", text[i].key);
     }
     return OK;
 }
@@ -123,8 +126,10 @@ static int prepare_encode(struct job *j, const uint8_t *pixels, const struct png
     for (int y = 0; y < j->height; y++) j->rows[y] = (png_bytep)(uintptr_t)(pixels + (size_t)y * line);
     for (int i = 0; i < n_text; i++) {
         size_t n = strlen(text[i].value);
-        j->texts[i] = (png_text){.compression = PNG_ITXT_COMPRESSION_NONE, .key = (char *)(uintptr_t)text[i].key,
-                                 .text = (char *)(uintptr_t)text[i].value, .itxt_length = n};
+        j->texts[i] = (png_text){.compression = PNG_ITXT_COMPRESSION_NONE,
+                                 .key = (char *)(uintptr_t)text[i].key,
+                                 .text = (char *)(uintptr_t)text[i].value,
+                                 .itxt_length = n};
     }
     return OK;
 }
@@ -177,7 +182,8 @@ static bool run_header(struct job *j) {
     j->height = (int)png_get_image_height(j->png, j->info);
     j->channels = png_get_channels(j->png, j->info);
     if ((int64_t)j->width * j->height > MAX_PIXELS) png_error(j->png, "more than 64 megapixels");
-    if ((j->channels != 1 && j->channels != 3) || png_get_bit_depth(j->png, j->info) != 8) png_error(j->png, "neither 8-bit grey nor RGB");
+    if ((j->channels != 1 && j->channels != 3) || png_get_bit_depth(j->png, j->info) != 8)
+        png_error(j->png, "neither 8-bit grey nor RGB");
     return true;
 }
 
@@ -210,7 +216,8 @@ static bool copy_text(struct job *j, const char *key, char **text) {
     return !j->no_memory;
 }
 
-int png_decode(uint8_t **pixels, int *width, int *height, int *channels, const void *bytes, size_t size, const char *key, char **text, struct err *e) {
+int png_decode(uint8_t **pixels, int *width, int *height, int *channels, const void *bytes, size_t size, const char *key,
+               char **text, struct err *e) {
     struct job j = {.in = bytes, .in_n = size};
     *pixels = NULL;
     if (text) *text = NULL;

@@ -6,14 +6,16 @@
  *   STEM/data/KEY      the raw elements of storage KEY, little-endian
  *   STEM/byteorder     "little", where present
  *
- * Which dictionary: of a training checkpoint {"ema": ..., "model": ..., "opt": ..., "args": ...} the EMA, else "model", else "state_dict"; a
- * file whose top level holds tensors is itself the state dict. Everything in the chosen dictionary must be a tensor under a string key: an unknown
- * object there is an error that names it, while elsewhere (args, optimiser) it is passed over. The file's own account of itself ("args": an
- * argparse.Namespace or a dictionary, and counters such as "step" at the top level) is kept as text.
+ * Which dictionary: of a training checkpoint {"ema": ..., "model": ..., "opt": ..., "args": ...} the EMA, else "model", else
+ * "state_dict"; a file whose top level holds tensors is itself the state dict. Everything in the chosen dictionary must be a
+ * tensor under a string key: an unknown object there is an error that names it, while elsewhere (args, optimiser) it is passed
+ * over. The file's own account of itself ("args": an argparse.Namespace or a dictionary, and counters such as "step" at the top
+ * level) is kept as text.
  *
- * Each tensor of the chosen dictionary is checked against its storage: the storage's member must have exactly numel x size bytes, and the last
- * element that the shape and strides reach must lie inside. Contiguous tensors point into the file; others (transposed, expanded) are
- * copied straight, and all copies together may not be larger than the file and 64 MiB: a stride of 0 can otherwise make a terabyte of one number.
+ * Each tensor of the chosen dictionary is checked against its storage: the storage's member must have exactly numel x size bytes,
+ * and the last element that the shape and strides reach must lie inside. Contiguous tensors point into the file; others
+ * (transposed, expanded) are copied straight, and all copies together may not be larger than the file and 64 MiB: a stride of 0
+ * can otherwise make a terabyte of one number.
  */
 #include "core/io/pt.h"
 
@@ -83,12 +85,14 @@ static int tensor_err(struct reader *r, int status, const struct tensor *t, cons
     return err_param(r->e, status, t->name, "tensor '%s': %s", t->name, why);
 }
 
-static int find_storage(struct reader *r, const struct tensor *t, const struct pstorage *s, size_t size, const struct zip_entry **z, uint64_t *numel) {
+static int find_storage(struct reader *r, const struct tensor *t, const struct pstorage *s, size_t size,
+                        const struct zip_entry **z, uint64_t *numel) {
     size_t bytes;
     *numel = 0;
     *z = find_member(r, "data/", s->key, s->key_len);
     if (!*z) return tensor_err(r, E_FORMAT, t, "its storage is not in the file");
-    if (mul_overflows(s->numel, s->untyped ? 1 : dtype_size(s->dtype), &bytes)) return tensor_err(r, E_FORMAT, t, "its storage's size overflows");
+    if (mul_overflows(s->numel, s->untyped ? 1 : dtype_size(s->dtype), &bytes))
+        return tensor_err(r, E_FORMAT, t, "its storage's size overflows");
     if ((*z)->size != bytes) return tensor_err(r, E_FORMAT, t, "its storage has not as many bytes as data.pkl says");
     *numel = bytes / size;
     return OK;
@@ -134,7 +138,8 @@ static void straighten(char *dst, const char *src, const struct ptensor *p, size
 }
 
 static int copy_straight(struct reader *r, struct tensor *t, const struct ptensor *p, const char *src) {
-    if (t->bytes > r->budget) return tensor_err(r, E_RANGE, t, "with its strides it would expand to more than the file's size and 64 MiB");
+    if (t->bytes > r->budget)
+        return tensor_err(r, E_RANGE, t, "with its strides it would expand to more than the file's size and 64 MiB");
     r->budget -= t->bytes;
     char *dst = mem_alloc(t->bytes);
     if (!dst) return tensor_err(r, E_NOMEM, t, "no memory to straighten it");
@@ -176,21 +181,25 @@ static int choose(struct reader *r, const struct pvalue **dict) {
     r->pt->chosen = "";
     if (root->kind != P_DICT) {
         pickle_describe(root, what, sizeof what);
-        return err_set(r->e, E_UNSUPPORTED, "the file holds %s, not a dictionary of tensors; save model.state_dict() instead", what);
+        return err_set(r->e, E_UNSUPPORTED, "the file holds %s, not a dictionary of tensors; save model.state_dict() instead",
+                       what);
     }
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         const struct pvalue *v = pickle_get(root, keys[i]);
         if (!v || v->kind <= P_BYTES || v->kind == P_TENSOR) continue; // {"ema": 0.9999} is a setting
         if (v->kind != P_DICT) {
             pickle_describe(v, what, sizeof what);
-            return err_param(r->e, E_UNSUPPORTED, keys[i], "'%s' is %s, not a dictionary of tensors; save its state_dict() instead", keys[i], what);
+            return err_param(r->e, E_UNSUPPORTED, keys[i],
+                             "'%s' is %s, not a dictionary of tensors; save its state_dict() instead", keys[i], what);
         }
         if (v->u.obj->n == 0) continue;
         *dict = v;
         r->pt->chosen = keys[i];
         return OK;
     }
-    return is_tensors(root) ? OK : err_set(r->e, E_CONFLICT, "the file holds no tensors under 'ema', 'model' or 'state_dict', nor at its top level");
+    return is_tensors(root) ? OK
+                            : err_set(r->e, E_CONFLICT,
+                                      "the file holds no tensors under 'ema', 'model' or 'state_dict', nor at its top level");
 }
 
 static int check_entry(struct reader *r, const struct pvalue *key, const struct pvalue *v) {
@@ -199,7 +208,8 @@ static int check_entry(struct reader *r, const struct pvalue *key, const struct 
         return err_set(r->e, E_FORMAT, "'%s' has a key that is no proper tensor name", r->pt->chosen);
     if (v->kind == P_TENSOR) return OK;
     pickle_describe(v, what, sizeof what);
-    return err_set(r->e, E_UNSUPPORTED, "'%.*s' in '%s' is %s, not a tensor", (int)key->u.str.n, key->u.str.at, r->pt->chosen, what);
+    return err_set(r->e, E_UNSUPPORTED, "'%.*s' in '%s' is %s, not a tensor", (int)key->u.str.n, key->u.str.at, r->pt->chosen,
+                   what);
 }
 
 static int read_table(struct reader *r, const struct pobj *dict, char **text) {
@@ -226,8 +236,10 @@ static int read_table(struct reader *r, const struct pobj *dict, char **text) {
 
 static int scalar_text(const struct pvalue *v, char *dst, size_t size) { // length, or -1 for what is no scalar
     switch (v->kind) {
-    case P_BOOL: return snprintf(dst, size, "%s", v->u.i ? "true" : "false");
-    case P_INT: return snprintf(dst, size, "%" PRId64, v->u.i);
+    case P_BOOL:
+        return snprintf(dst, size, "%s", v->u.i ? "true" : "false");
+    case P_INT:
+        return snprintf(dst, size, "%" PRId64, v->u.i);
     case P_REAL: {
         int n = snprintf(dst, size, "%.15g", v->u.d); // 0.1 rather than 0.10000000000000001 where that reads back the same
         return strtod(dst, NULL) == v->u.d || isnan(v->u.d) ? n : snprintf(dst, size, "%.17g", v->u.d);
@@ -237,14 +249,17 @@ static int scalar_text(const struct pvalue *v, char *dst, size_t size) { // leng
         memcpy(dst, v->u.str.at, v->u.str.n);
         dst[v->u.str.n] = 0;
         return (int)v->u.str.n;
-    default: return -1;
+    default:
+        return -1;
     }
 }
 
 static int add_meta(struct reader *r, const struct pvalue *key, const struct pvalue *v, size_t room) {
     char value[MAX_META];
     struct pt *pt = r->pt;
-    if (key->kind != P_STR || key->u.str.n > MAX_KEY || !jsonio_plain(key->u.str.at, key->u.str.n) || scalar_text(v, value, sizeof value) < 0) return OK;
+    if (key->kind != P_STR || key->u.str.n > MAX_KEY || !jsonio_plain(key->u.str.at, key->u.str.n) ||
+        scalar_text(v, value, sizeof value) < 0)
+        return OK;
     if ((size_t)pt->n_meta >= room) return OK;
     char *name = mem_strndup(key->u.str.at, key->u.str.n), *text = mem_strdup(value);
     for (int i = 0; name && i < pt->n_meta; i++) {
@@ -273,7 +288,8 @@ static int read_meta(struct reader *r) {
     int rc = OK;
     for (int k = 0; k < 2; k++) {
         if (!from[k] || (from[k]->kind != P_DICT && from[k]->kind != P_NAMESPACE)) continue;
-        for (size_t i = 0; rc == OK && i + 1 < from[k]->u.obj->n; i += 2) rc = add_meta(r, &from[k]->u.obj->items[i], &from[k]->u.obj->items[i + 1], room);
+        for (size_t i = 0; rc == OK && i + 1 < from[k]->u.obj->n; i += 2)
+            rc = add_meta(r, &from[k]->u.obj->items[i], &from[k]->u.obj->items[i + 1], room);
     }
     return rc;
 }
@@ -283,7 +299,8 @@ static int read_pickle(struct reader *r) {
     int rc = choose(r, &dict);
     if (rc != OK) return rc;
     size_t text = 0;
-    for (size_t i = 0; i < dict->u.obj->n; i += 2) text += (dict->u.obj->items[i].kind == P_STR ? dict->u.obj->items[i].u.str.n : 0) + 1;
+    for (size_t i = 0; i < dict->u.obj->n; i += 2)
+        text += (dict->u.obj->items[i].kind == P_STR ? dict->u.obj->items[i].u.str.n : 0) + 1;
     char *at = r->pt->text = mem_alloc(text);
     if (!at) return err_set(r->e, E_NOMEM, "no memory for the tensors' names");
     rc = read_table(r, dict->u.obj, &at);

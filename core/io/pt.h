@@ -10,13 +10,14 @@ struct pt {
     struct tensor_table table; // in the dictionary's order; data points into the file's bytes or into copies
     struct meta_pair *meta;    // the file's "args" and counters, as text
     int n_meta;
-    const char *chosen;        // "ema", "model", "state_dict" or "" (the file is a bare state dict)
-    char *text;                // PRIVATE: names, keys, values
-    void **copies;             // PRIVATE: straightened tensors
+    const char *chosen; // "ema", "model", "state_dict" or "" (the file is a bare state dict)
+    char *text;         // PRIVATE: names, keys, values
+    void **copies;      // PRIVATE: straightened tensors
     int n_copies;
 };
 
-// Rules on top of pt.c. The bytes must outlive the pt. On failure nothing is left to close. err.param is the tensor's name where one is to blame.
+// Rules on top of pt.c. The bytes must outlive the pt. On failure nothing is left to close. err.param is the tensor's name where
+// one is to blame.
 int pt_parse(struct pt *, const void *bytes, size_t n, struct err *);
 void pt_close(struct pt *);
 

@@ -8,11 +8,12 @@
  *                     NAME: {"dtype": "F32", "shape": [d0, ...], "data_offsets": [begin, end]}, ... }
  *   offset 8 + N  the tensors' bytes, little-endian, row-major; data_offsets count from here
  *
- * Refused: N above 100,000,000 or beyond the file; a header that is not one JSON object; duplicate names; unknown fields of a tensor;
- * unknown dtypes; negative, fractional or overflowing sizes; more than TENSOR_MAX_DIMS dims; end - begin != elements x bits / 8; tensors that
- * overlap, leave a hole between them, do not begin at 0 or do not end at the end of the file. So every byte of the data is in exactly one
- * tensor, and nothing can hide. Allowed: rank 0, empty tensors, any alignment, types that sitd cannot compute with (they become
- * DT_OTHER and are only listed). Names with control characters are refused too: they would end up in logs.
+ * Refused: N above 100,000,000 or beyond the file; a header that is not one JSON object; duplicate names; unknown fields of a
+ * tensor; unknown dtypes; negative, fractional or overflowing sizes; more than TENSOR_MAX_DIMS dims; end - begin != elements x
+ * bits / 8; tensors that overlap, leave a hole between them, do not begin at 0 or do not end at the end of the file. So every
+ * byte of the data is in exactly one tensor, and nothing can hide. Allowed: rank 0, empty tensors, any alignment, types that sitd
+ * cannot compute with (they become DT_OTHER and are only listed). Names with control characters are refused too: they would end
+ * up in logs.
  */
 #include "core/io/safetensors.h"
 
@@ -31,10 +32,11 @@ static const struct {
     enum dtype dtype;
     unsigned bits;
 } types[] = {
-    {"F32", DT_F32, 32},      {"F16", DT_F16, 16},    {"BF16", DT_BF16, 16},  {"F64", DT_F64, 64},        {"I64", DT_I64, 64},
-    {"I32", DT_I32, 32},      {"I16", DT_I16, 16},    {"I8", DT_I8, 8},       {"U8", DT_U8, 8},           {"BOOL", DT_BOOL, 8},
-    {"U16", DT_OTHER, 16},    {"U32", DT_OTHER, 32},  {"U64", DT_OTHER, 64},  {"C64", DT_OTHER, 64},      {"F8_E5M2", DT_OTHER, 8},
-    {"F8_E4M3", DT_OTHER, 8}, {"F8_E8M0", DT_OTHER, 8}, {"F8_E4M3FNUZ", DT_OTHER, 8}, {"F8_E5M2FNUZ", DT_OTHER, 8}, {"F4", DT_OTHER, 4},
+    {"F32", DT_F32, 32},      {"F16", DT_F16, 16},          {"BF16", DT_BF16, 16},        {"F64", DT_F64, 64},
+    {"I64", DT_I64, 64},      {"I32", DT_I32, 32},          {"I16", DT_I16, 16},          {"I8", DT_I8, 8},
+    {"U8", DT_U8, 8},         {"BOOL", DT_BOOL, 8},         {"U16", DT_OTHER, 16},        {"U32", DT_OTHER, 32},
+    {"U64", DT_OTHER, 64},    {"C64", DT_OTHER, 64},        {"F8_E5M2", DT_OTHER, 8},     {"F8_E4M3", DT_OTHER, 8},
+    {"F8_E8M0", DT_OTHER, 8}, {"F8_E4M3FNUZ", DT_OTHER, 8}, {"F8_E5M2FNUZ", DT_OTHER, 8}, {"F4", DT_OTHER, 4},
     {"F6_E2M3", DT_OTHER, 6}, {"F6_E3M2", DT_OTHER, 6},
 };
 
@@ -55,16 +57,28 @@ static int read_dtype(struct tensor *t, unsigned *bits, const json_t *v, struct 
     return bad(e, t->name, s ? "unknown dtype" : "dtype is missing or not a string");
 }
 
+// Elements and bits of a shape. An empty tensor's other sizes must not overflow either, so that the order of sizes does not
+// matter.
+static bool sizes_overflow(const struct tensor *t, size_t bits, size_t *count, size_t *total) {
+    bool empty = false;
+    *count = 1;
+    for (int i = 0; i < t->ndim; i++) {
+        empty = empty || t->shape[i] == 0;
+        if (t->shape[i] && mul_overflows(*count, (size_t)t->shape[i], count)) return true;
+    }
+    if (mul_overflows(*count, bits, total)) return true;
+    if (empty) *count = *total = 0;
+    return false;
+}
+
 static int read_shape(struct tensor *t, const json_t *v, struct err *e) {
     if (!json_is_array(v)) return bad(e, t->name, "shape is missing or not an array");
     if (json_array_size(v) > TENSOR_MAX_DIMS) return bad(e, t->name, "more than 8 dimensions");
     t->ndim = (int)json_array_size(v);
-    t->count = 1;
     for (int i = 0; i < t->ndim; i++) {
         const json_t *d = json_array_get(v, (size_t)i);
         if (!json_is_integer(d) || json_integer_value(d) < 0) return bad(e, t->name, "shape holds something else than sizes");
         t->shape[i] = json_integer_value(d);
-        if (mul_overflows(t->count, (size_t)t->shape[i], &t->count)) return bad(e, t->name, "shape overflows");
     }
     return OK;
 }
@@ -77,7 +91,8 @@ static int read_span(struct tensor *t, const json_t *v, unsigned bits, const cha
     if (from < 0 || to < from) return bad(e, t->name, "data_offsets must be non-negative and rising");
     if ((uint64_t)to > data_bytes) return bad(e, t->name, "data_offsets reach beyond the end of the file");
     size_t want;
-    if (mul_overflows(t->count, bits, &want) || want % 8) return bad(e, t->name, "shape does not make whole bytes, or overflows");
+    if (sizes_overflow(t, bits, &t->count, &want)) return bad(e, t->name, "shape overflows");
+    if (want % 8) return bad(e, t->name, "shape does not make whole bytes");
     t->bytes = (size_t)(to - from);
     if (t->bytes != want / 8) return bad(e, t->name, "shape and dtype do not need as many bytes as data_offsets give");
     t->data = data + from;
@@ -90,7 +105,8 @@ static int read_tensor(struct tensor *t, json_t *entry, const char *data, size_t
     unsigned bits = 0;
     if (!json_is_object(entry)) return bad(e, t->name, "its entry is not an object");
     json_object_foreach(entry, key, v) {
-        if (strcmp(key, "dtype") && strcmp(key, "shape") && strcmp(key, "data_offsets")) return bad(e, t->name, "unknown field in its entry");
+        if (strcmp(key, "dtype") && strcmp(key, "shape") && strcmp(key, "data_offsets"))
+            return bad(e, t->name, "unknown field in its entry");
     }
     int rc = read_dtype(t, &bits, json_object_get(entry, "dtype"), e);
     if (rc == OK) rc = read_shape(t, json_object_get(entry, "shape"), e);
@@ -138,12 +154,14 @@ static char *keep(char **at, const char *s) {
 static int read_meta(struct safetensors *st, json_t *meta, char **at, struct err *e) {
     if (!meta) return OK;
     if (!json_is_object(meta)) return err_param(e, E_FORMAT, "__metadata__", "__metadata__ is not an object");
-    if (!(st->meta = mem_array(json_object_size(meta), sizeof *st->meta))) return err_set(e, E_NOMEM, "no memory for __metadata__");
+    if (!(st->meta = mem_array(json_object_size(meta), sizeof *st->meta)))
+        return err_set(e, E_NOMEM, "no memory for __metadata__");
     const char *key;
     json_t *v;
     json_object_foreach(meta, key, v) {
         if (!json_is_string(v)) return err_param(e, E_FORMAT, "__metadata__", "__metadata__ holds something else than strings");
-        if (!jsonio_plain(key, strlen(key))) return err_param(e, E_FORMAT, "__metadata__", "a key of __metadata__ holds a control character");
+        if (!jsonio_plain(key, strlen(key)))
+            return err_param(e, E_FORMAT, "__metadata__", "a key of __metadata__ holds a control character");
         st->meta[st->n_meta].key = keep(at, key);
         st->meta[st->n_meta++].value = keep(at, json_string_value(v));
     }
@@ -160,7 +178,8 @@ static int read_root(struct safetensors *st, json_t *root, const char *data, siz
     json_t *v;
     json_object_foreach(root, key, v) {
         if (rc != OK || strcmp(key, "__metadata__") == 0) continue;
-        if (!jsonio_plain(key, strlen(key)) || strlen(key) > MAX_NAME) return bad(e, key, "its name is too long or holds a control character");
+        if (!jsonio_plain(key, strlen(key)) || strlen(key) > MAX_NAME)
+            return bad(e, key, "its name is too long or holds a control character");
         struct tensor *t = &st->table.tensors[st->table.n++];
         t->name = keep(&at, key);
         rc = read_tensor(t, v, data, data_bytes, e);
@@ -176,7 +195,9 @@ int safetensors_parse(struct safetensors *st, const void *bytes, size_t n, struc
     if (n < 8) return err_set(e, E_FORMAT, "the file is shorter than the 8 bytes that give the header's length");
     uint64_t header = 0;
     for (int i = 7; i >= 0; i--) header = header << 8 | b[i];
-    if (header > MAX_HEADER) return err_set(e, E_FORMAT, "the header would have %llu bytes; at most 100000000 are allowed", (unsigned long long)header);
+    if (header > MAX_HEADER)
+        return err_set(e, E_FORMAT, "the header would have %llu bytes; at most 100000000 are allowed",
+                       (unsigned long long)header);
     if (header > n - 8) return err_set(e, E_FORMAT, "the file ends inside the header");
     if (header == 0 || b[8] != '{') return err_set(e, E_FORMAT, "the header does not begin with '{'");
     json_t *root;
@@ -209,7 +230,8 @@ static json_t *entry_of(const struct tensor *t, size_t at) {
         json_decref(shape);
         return NULL;
     }
-    return json_pack("{s:s, s:o, s:[I,I]}", "dtype", dtype_name(t->dtype), "shape", shape, "data_offsets", (json_int_t)at, (json_int_t)(at + t->bytes));
+    return json_pack("{s:s, s:o, s:[I,I]}", "dtype", dtype_name(t->dtype), "shape", shape, "data_offsets", (json_int_t)at,
+                     (json_int_t)(at + t->bytes));
 }
 
 static json_t *meta_of(const struct meta_pair *meta, int n_meta) {
@@ -223,25 +245,30 @@ static json_t *meta_of(const struct meta_pair *meta, int n_meta) {
 }
 
 static int check_writable(const struct tensor *t, const json_t *root, struct err *e) {
-    size_t want = dtype_size(t->dtype);
-    if (want == 0) return err_param(e, E_UNSUPPORTED, t->name, "tensor '%s' has a type that sitd does not write", t->name);
+    size_t count, want;
+    if (dtype_size(t->dtype) == 0)
+        return err_param(e, E_UNSUPPORTED, t->name, "tensor '%s' has a type that sitd does not write", t->name);
     if (json_object_get(root, t->name)) return bad(e, t->name, "appears twice");
     for (int i = 0; i < t->ndim; i++)
-        if (t->shape[i] < 0 || mul_overflows(want, (size_t)t->shape[i], &want)) return bad(e, t->name, "shape overflows");
-    return want == t->bytes ? OK : bad(e, t->name, "shape and bytes do not agree");
+        if (t->shape[i] < 0) return bad(e, t->name, "shape holds a negative size");
+    if (sizes_overflow(t, 8 * dtype_size(t->dtype), &count, &want)) return bad(e, t->name, "shape overflows");
+    return want / 8 == t->bytes && count == t->count ? OK : bad(e, t->name, "shape and bytes do not agree");
 }
 
-static int make_header(char **header, const struct tensor **order, int n, const struct meta_pair *meta, int n_meta, struct err *e) {
+static int make_header(char **header, const struct tensor **order, int n, const struct meta_pair *meta, int n_meta,
+                       struct err *e) {
     json_t *root = json_object();
     unsigned long failures = mem_failures();
     size_t at = 0;
     int rc = OK;
     *header = NULL;
-    if (n_meta && json_object_set_new(root, "__metadata__", meta_of(meta, n_meta)) != 0) rc = err_set(e, E_NOMEM, "cannot hold __metadata__");
+    if (n_meta && json_object_set_new(root, "__metadata__", meta_of(meta, n_meta)) != 0)
+        rc = err_set(e, E_NOMEM, "cannot hold __metadata__");
     for (int i = 0; i < n && rc == OK; i++) {
         rc = check_writable(order[i], root, e);
         if (rc == OK && json_object_set_new(root, order[i]->name, entry_of(order[i], at)) != 0)
-            rc = mem_failures() != failures ? err_set(e, E_NOMEM, "no memory for the header") : bad(e, order[i]->name, "its name is not UTF-8");
+            rc = mem_failures() != failures ? err_set(e, E_NOMEM, "no memory for the header")
+                                            : bad(e, order[i]->name, "its name is not UTF-8");
         at += order[i]->bytes;
     }
     if (rc == OK && !(*header = jsonio_dump(root, JSON_COMPACT))) rc = err_set(e, E_NOMEM, "no memory for the header");

@@ -2,26 +2,30 @@
 /*
  * safetensors: reader and writer of the safetensors format, from and to memory.
  *
- * The rules are on top of safetensors.c. Tables point into the bytes given: those stay the caller's and must outlive the table. Thread: any.
+ * The rules are on top of safetensors.c. Tables point into the bytes given: those stay the caller's and must outlive the table.
+ * Thread: any.
  */
 #ifndef SITD_SAFETENSORS_H
 #define SITD_SAFETENSORS_H
 #include "core/tensor/tensor.h"
 
-struct meta_pair { char *key, *value; }; // a line of a file's own description; UTF-8 without control characters in the key
+struct meta_pair {
+    char *key, *value;
+}; // a line of a file's own description; UTF-8 without control characters in the key
 
 struct safetensors {
     struct tensor_table table; // in the order of the file's bytes
     struct meta_pair *meta;    // __metadata__
     int n_meta;
-    char *text;                // PRIVATE: names, keys and values
+    char *text; // PRIVATE: names, keys and values
 };
 // E_FORMAT with the tensor's name in err.param, E_NOMEM. On failure nothing is left to close.
 int safetensors_parse(struct safetensors *, const void *bytes, size_t n, struct err *);
 void safetensors_close(struct safetensors *);
 
 // Writes a table by the same rules through `sink` (called several times, in order; non-zero stops and is returned). Tensors go
-// by falling element size, then by name, so that every tensor is aligned. E_UNSUPPORTED for DT_OTHER, E_FORMAT for a duplicate name.
+// by falling element size, then by name, so that every tensor is aligned. E_UNSUPPORTED for DT_OTHER, E_FORMAT for a duplicate
+// name.
 int safetensors_write(const struct tensor_table *, const struct meta_pair *meta, int n_meta,
                       int (*sink)(void *ctx, const void *bytes, size_t n, struct err *), void *ctx, struct err *);
 

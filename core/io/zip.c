@@ -7,14 +7,14 @@
  *   [ZIP64 end     "PK\6\6"  56 bytes, and its locator "PK\6\7", 20 bytes]
  *   end            "PK\5\6"  22 bytes + comment, which must end at the end of the file
  *
- * Sizes and offsets come from the central directory: torch.save leaves them 0 in the local headers and puts them into data descriptors. Only
- * the lengths of the local header's own name and extra field come from there, since they differ (torch pads the extra field so that
- * data begins at a multiple of 64).
+ * Sizes and offsets come from the central directory: torch.save leaves them 0 in the local headers and puts them into data
+ * descriptors. Only the lengths of the local header's own name and extra field come from there, since they differ (torch pads the
+ * extra field so that data begins at a multiple of 64).
  *
- * Refused: several disks; compressed or encrypted members; an unequal size and compressed size; anything out of range; names that differ between
- * the two headers; duplicate names; members that overlap each other or the directory (a "better zip bomb" lets thousands of members share
- * bytes); a directory that is not exactly as long as said. CRCs are not compared: torch can be told not to compute them
- * (torch.serialization.set_crc32_options), and a model directory has SHA-256.
+ * Refused: several disks; compressed or encrypted members; an unequal size and compressed size; anything out of range; names that
+ * differ between the two headers; duplicate names; members that overlap each other or the directory (a "better zip bomb" lets
+ * thousands of members share bytes); a directory that is not exactly as long as said. CRCs are not compared: torch can be told
+ * not to compute them (torch.serialization.set_crc32_options), and a model directory has SHA-256.
  */
 #include "core/io/zip.h"
 
@@ -46,10 +46,13 @@ static int read_zip64(struct dir *d, size_t end, size_t *dir_end, struct err *e)
     if (end < 20 || !is(d->file + end - 20, "PK\6\7")) return OK;
     const unsigned char *locator = d->file + end - 20;
     uint64_t at = le(locator + 8, 8);
-    if (le(locator + 4, 4) != 0 || le(locator + 16, 4) > 1) return err_set(e, E_UNSUPPORTED, "the zip is spread over several disks");
-    if (end - 20 < 56 || at > end - 20 - 56 || !is(d->file + at, "PK\6\6")) return err_set(e, E_FORMAT, "the zip's ZIP64 end record is not where its locator says");
+    if (le(locator + 4, 4) != 0 || le(locator + 16, 4) > 1)
+        return err_set(e, E_UNSUPPORTED, "the zip is spread over several disks");
+    if (end - 20 < 56 || at > end - 20 - 56 || !is(d->file + at, "PK\6\6"))
+        return err_set(e, E_FORMAT, "the zip's ZIP64 end record is not where its locator says");
     const unsigned char *r = d->file + at;
-    if (le(r + 16, 4) != 0 || le(r + 20, 4) != 0 || le(r + 24, 8) != le(r + 32, 8)) return err_set(e, E_UNSUPPORTED, "the zip is spread over several disks");
+    if (le(r + 16, 4) != 0 || le(r + 20, 4) != 0 || le(r + 24, 8) != le(r + 32, 8))
+        return err_set(e, E_UNSUPPORTED, "the zip is spread over several disks");
     d->entries = le(r + 32, 8);
     d->size = le(r + 40, 8);
     d->offset = le(r + 48, 8);
@@ -65,15 +68,18 @@ static int find_dir(struct dir *d, struct err *e) {
     }
     if (!end) return err_set(e, E_FORMAT, "the zip has no end record: the file is cut short or damaged");
     const unsigned char *p = d->file + end;
-    if (le(p + 4, 2) != 0 || le(p + 6, 2) != 0 || le(p + 8, 2) != le(p + 10, 2)) return err_set(e, E_UNSUPPORTED, "the zip is spread over several disks");
+    if (le(p + 4, 2) != 0 || le(p + 6, 2) != 0 || le(p + 8, 2) != le(p + 10, 2))
+        return err_set(e, E_UNSUPPORTED, "the zip is spread over several disks");
     d->entries = le(p + 10, 2);
     d->size = le(p + 12, 4);
     d->offset = le(p + 16, 4);
     size_t dir_end = end;
     int rc = read_zip64(d, end, &dir_end, e);
     if (rc != OK) return rc;
-    if (d->offset > dir_end || d->size != dir_end - d->offset) return err_set(e, E_FORMAT, "the zip's directory is not where its end record says");
-    if (d->entries > MAX_ENTRIES || d->entries * 46 > d->size) return err_set(e, E_FORMAT, "the zip's directory is too short for the entries it claims");
+    if (d->offset > dir_end || d->size != dir_end - d->offset)
+        return err_set(e, E_FORMAT, "the zip's directory is not where its end record says");
+    if (d->entries > MAX_ENTRIES || d->entries * 46 > d->size)
+        return err_set(e, E_FORMAT, "the zip's directory is too short for the entries it claims");
     return OK;
 }
 
@@ -108,8 +114,15 @@ static int read_central(struct central *c, const struct dir *d, uint64_t *at, st
     if (left < 46 || !is(p, "PK\1\2")) return err_set(e, E_FORMAT, "the zip's directory is damaged");
     size_t name = (size_t)le(p + 28, 2), extra = (size_t)le(p + 30, 2), comment = (size_t)le(p + 32, 2);
     if (left < 46 + name + extra + comment) return err_set(e, E_FORMAT, "the zip's directory ends inside an entry");
-    *c = (struct central){.name = p + 46, .name_len = name, .extra = p + 46 + name, .extra_len = extra, .packed = le(p + 20, 4), .size = le(p + 24, 4),
-                          .local = le(p + 42, 4), .flags = (unsigned)le(p + 8, 2), .method = (unsigned)le(p + 10, 2)};
+    *c = (struct central){.name = p + 46,
+                          .name_len = name,
+                          .extra = p + 46 + name,
+                          .extra_len = extra,
+                          .packed = le(p + 20, 4),
+                          .size = le(p + 24, 4),
+                          .local = le(p + 42, 4),
+                          .flags = (unsigned)le(p + 8, 2),
+                          .method = (unsigned)le(p + 10, 2)};
     *at += 46 + name + extra + comment;
     return widen(c, e);
 }
@@ -132,8 +145,10 @@ static int read_member(struct zip_entry *z, const struct central *c, const struc
     size_t name = (size_t)le(p + 26, 2), extra = (size_t)le(p + 28, 2);
     uint64_t room = d->offset - c->local - 30;
     if (room < name + extra || room - name - extra < c->size) return member_err(e, E_FORMAT, c, "reaches beyond the data");
-    if (name != c->name_len || memcmp(p + 30, c->name, name) != 0) return member_err(e, E_FORMAT, c, "has another name in its local header");
-    *z = (struct zip_entry){(const char *)c->name, c->name_len, (const char *)p + 30 + name + extra, (size_t)c->size, 30 + name + extra};
+    if (name != c->name_len || memcmp(p + 30, c->name, name) != 0)
+        return member_err(e, E_FORMAT, c, "has another name in its local header");
+    *z = (struct zip_entry){(const char *)c->name, c->name_len, (const char *)p + 30 + name + extra, (size_t)c->size,
+                            30 + name + extra};
     return OK;
 }
 
@@ -162,7 +177,8 @@ static int check_apart(struct zip *z, struct err *e) {
     }
     qsort(z->entries, (size_t)z->n, sizeof *z->entries, by_name);
     for (int i = 1; i < z->n; i++)
-        if (by_name(&z->entries[i - 1], &z->entries[i]) == 0) return err_set(e, E_FORMAT, "two members of the zip have the same name");
+        if (by_name(&z->entries[i - 1], &z->entries[i]) == 0)
+            return err_set(e, E_FORMAT, "two members of the zip have the same name");
     return OK;
 }
 
@@ -171,7 +187,8 @@ int zip_parse(struct zip *z, const void *bytes, size_t n, struct err *e) {
     *z = (struct zip){0};
     int rc = find_dir(&d, e);
     if (rc != OK) return rc;
-    if (!(z->entries = mem_array((size_t)d.entries, sizeof *z->entries))) return err_set(e, E_NOMEM, "no memory for the zip's directory");
+    if (!(z->entries = mem_array((size_t)d.entries, sizeof *z->entries)))
+        return err_set(e, E_NOMEM, "no memory for the zip's directory");
     uint64_t at = d.offset;
     for (uint64_t i = 0; i < d.entries && rc == OK; i++) {
         struct central c;

@@ -73,6 +73,8 @@ def safetensors():
     bad("wrong-dtype", st({"a": entry([2], 0, 8, "F64")}, bytes(8)), "E_FORMAT [a]", "as many bytes")
     bad("shape-overflows", st({"a": entry([1 << 62, 8], 0, 0)}), "E_FORMAT [a]", "overflows")
     bad("bytes-overflow", st({"a": entry([1 << 62], 0, 0)}), "E_FORMAT [a]", "overflows")
+    bad("empty-but-overflows", st({"a": entry([0, 1 << 62], 0, 0)}), "E_FORMAT [a]", "overflows")
+    bad("empty-but-overflows-first", st({"a": entry([1 << 62, 0], 0, 0)}), "E_FORMAT [a]", "overflows")
     bad("negative-size", st({"a": entry([-2], 0, 8)}, bytes(8)), "E_FORMAT [a]", "something else than sizes")
     bad("fractional-size", st({"a": entry([2.0], 0, 8)}, bytes(8)), "E_FORMAT [a]", "something else than sizes")
     bad("huge-integer", st(b'{"a":{"dtype":"U8","shape":[99999999999999999999],"data_offsets":[0,1]}}', bytes(1)), "E_FORMAT", "not valid JSON")

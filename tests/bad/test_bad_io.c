@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * Malformed files by folder: tests/bad/<format>/<case>/input must be refused, and each line of `error` must be found in "STATUS [param] text".
- * tests/bad/make.py writes most of them; a case can be added by hand. The seeds of the fuzz targets are run through the same parsers: good ones too, so
- * only a crash can fail there.
+ * Malformed files by folder: tests/bad/<format>/<case>/input must be refused, and each line of `error` must be found in "STATUS
+ * [param] text". tests/bad/make.py writes most of them; a case can be added by hand. The seeds of the fuzz targets are run
+ * through the same parsers: good ones too, so only a crash can fail there.
  */
 #include <dirent.h>
 

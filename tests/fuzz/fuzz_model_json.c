@@ -7,9 +7,9 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-#define DEMAND(cond) \
-    do { \
-        if (!(cond)) __builtin_trap(); \
+#define DEMAND(cond)                                                                                                             \
+    do {                                                                                                                         \
+        if (!(cond)) __builtin_trap();                                                                                           \
     } while (0)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

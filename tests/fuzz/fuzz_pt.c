@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * .pt: parse; touch every byte that the table claims. Input that does not begin with "PK" is a data.pkl: it is put into an archive with one
- * storage of 256 bytes, "data/0", so that the fuzzer reaches the unpickler without having to make zips.
+ * .pt: parse; touch every byte that the table claims. Input that does not begin with "PK" is a data.pkl: it is put into an
+ * archive with one storage of 256 bytes, "data/0", so that the fuzzer reaches the unpickler without having to make zips.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -10,9 +10,9 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-#define DEMAND(cond) \
-    do { \
-        if (!(cond)) __builtin_trap(); \
+#define DEMAND(cond)                                                                                                             \
+    do {                                                                                                                         \
+        if (!(cond)) __builtin_trap();                                                                                           \
     } while (0)
 
 static volatile unsigned seen; // keeps the reads
@@ -28,7 +28,7 @@ static void check(const uint8_t *bytes, size_t n) {
     for (int i = 0; i < c.table.n; i++) {
         const struct tensor *t = &c.table.tensors[i];
         DEMAND(t->bytes == t->count * dtype_size(t->dtype) && strlen(t->name) <= 512);
-        for (size_t k = 0; k < t->bytes; k += t->bytes > 4096 ? 997 : 1) seen += ((const uint8_t *)t->data)[k];
+        for (size_t k = 0; k<t->bytes; k += t->bytes> 4096 ? 997 : 1) seen += ((const uint8_t *)t->data)[k];
         if (t->bytes) seen += ((const uint8_t *)t->data)[t->bytes - 1];
     }
     for (int i = 0; i < c.n_meta; i++) DEMAND(checkpoint_meta(&c, c.meta[i].key));

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * safetensors: parse; touch every byte that the table claims; write it again and demand the same tensors. Input that begins with '{' is a
- * header without its length (which is put in front), so that the fuzzer need not guess it; its data begins behind the first zero byte.
+ * safetensors: parse; touch every byte that the table claims; write it again and demand the same tensors. Input that begins with
+ * '{' is a header without its length (which is put in front), so that the fuzzer need not guess it; its data begins behind the
+ * first zero byte.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -11,12 +12,15 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-#define DEMAND(cond) \
-    do { \
-        if (!(cond)) __builtin_trap(); \
+#define DEMAND(cond)                                                                                                             \
+    do {                                                                                                                         \
+        if (!(cond)) __builtin_trap();                                                                                           \
     } while (0)
 
-struct buffer { uint8_t *data; size_t n; };
+struct buffer {
+    uint8_t *data;
+    size_t n;
+};
 
 static int sink(void *ctx, const void *bytes, size_t n, struct err *e) {
     struct buffer *b = ctx;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The three files hold one network: sit-tiny.pt in its "ema" ("model" is ema + 0.5), the safetensors as it is, the third rounded to bfloat16.
+// The three files hold one network: sit-tiny.pt in its "ema" ("model" is ema + 0.5), the safetensors as it is, the third rounded
+// to bfloat16.
 #include "core/base/mem.h"
 #include "core/io/checkpoint.h"
 #include "tests/test.h"

@@ -7,7 +7,8 @@
 
 TEST(mem_products) {
     size_t v;
-    CHECK(!mem_array(SIZE_MAX / 2, 3) && !mem_resize(NULL, SIZE_MAX, 2) && mul_overflows(SIZE_MAX, 2, &v) && add_overflows(SIZE_MAX, 1, &v));
+    CHECK(!mem_array(SIZE_MAX / 2, 3) && !mem_resize(NULL, SIZE_MAX, 2) && mul_overflows(SIZE_MAX, 2, &v) &&
+          add_overflows(SIZE_MAX, 1, &v));
     CHECK(!mul_overflows(6, 7, &v) && v == 42 && !add_overflows(40, 2, &v) && v == 42);
     char *p = mem_array(16, 4), *none = mem_alloc(0);
     CHECK(p && none);
@@ -18,7 +19,8 @@ TEST(mem_products) {
 }
 
 TEST(mem_strings) {
-    char *a = mem_strdup("abc"), *b = mem_strndup("abcdef", 2), *c = mem_strndup("a", 100), *d = mem_printf("%s-%d", "x", 42), *e = mem_dup("\1\2", 2);
+    char *a = mem_strdup("abc"), *b = mem_strndup("abcdef", 2), *c = mem_strndup("a", 100), *d = mem_printf("%s-%d", "x", 42),
+         *e = mem_dup("\1\2", 2);
     CHECK_STR(a, "abc");
     CHECK_STR(b, "ab");
     CHECK_STR(c, "a");

@@ -34,7 +34,8 @@ TEST(arch_infer_tiny) {
     struct checkpoint c;
     struct model_desc d;
     tiny(&c, &d);
-    CHECK(d.arch.input_size == 8 && d.arch.patch_size == 2 && d.arch.in_channels == 4 && d.arch.hidden_size == 64 && d.arch.depth == 2);
+    CHECK(d.arch.input_size == 8 && d.arch.patch_size == 2 && d.arch.in_channels == 4 && d.arch.hidden_size == 64 &&
+          d.arch.depth == 2);
     CHECK(d.arch.num_classes == 10 && d.arch.class_dropout && d.arch.learn_sigma && d.arch.mlp_ratio == 4);
     struct err e = {0};
     CHECK_OK(arch_check(&d.arch, &e), &e);
@@ -87,14 +88,31 @@ TEST(arch_infer_without_pos_embed) {
 }
 
 TEST(arch_check_limits) {
-    struct arch good = {.input_size = 32, .patch_size = 4, .in_channels = 1, .hidden_size = 192, .depth = 8, .num_heads = 3, .num_classes = 10, .mlp_ratio = 4};
-    static const struct { const char *field; size_t offset; int value; } cases[] = {
-        {"input_size", offsetof(struct arch, input_size), 0},       {"input_size", offsetof(struct arch, input_size), 8192},
-        {"patch_size", offsetof(struct arch, patch_size), 5},       {"patch_size", offsetof(struct arch, patch_size), -1},
-        {"in_channels", offsetof(struct arch, in_channels), 0},     {"hidden_size", offsetof(struct arch, hidden_size), 1 << 30},
-        {"depth", offsetof(struct arch, depth), 0},                 {"depth", offsetof(struct arch, depth), 1 << 20},
-        {"num_heads", offsetof(struct arch, num_heads), 5},         {"num_heads", offsetof(struct arch, num_heads), 0},
-        {"num_heads", offsetof(struct arch, num_heads), 1},         {"num_classes", offsetof(struct arch, num_classes), 0},
+    struct arch good = {.input_size = 32,
+                        .patch_size = 4,
+                        .in_channels = 1,
+                        .hidden_size = 192,
+                        .depth = 8,
+                        .num_heads = 3,
+                        .num_classes = 10,
+                        .mlp_ratio = 4};
+    static const struct {
+        const char *field;
+        size_t offset;
+        int value;
+    } cases[] = {
+        {"input_size", offsetof(struct arch, input_size), 0},
+        {"input_size", offsetof(struct arch, input_size), 8192},
+        {"patch_size", offsetof(struct arch, patch_size), 5},
+        {"patch_size", offsetof(struct arch, patch_size), -1},
+        {"in_channels", offsetof(struct arch, in_channels), 0},
+        {"hidden_size", offsetof(struct arch, hidden_size), 1 << 30},
+        {"depth", offsetof(struct arch, depth), 0},
+        {"depth", offsetof(struct arch, depth), 1 << 20},
+        {"num_heads", offsetof(struct arch, num_heads), 5},
+        {"num_heads", offsetof(struct arch, num_heads), 0},
+        {"num_heads", offsetof(struct arch, num_heads), 1},
+        {"num_classes", offsetof(struct arch, num_classes), 0},
         {"num_classes", offsetof(struct arch, num_classes), 1 << 24},
     };
     struct err e = {0};
@@ -209,9 +227,17 @@ TEST(digest_of_abc) {
 
 TEST(desc_dump_and_parse) {
     char *one[] = {(char *)"t-shirt", (char *)"tee"}, *two[] = {(char *)"Hose \xc3\xbc"};
-    struct model_desc d = {.family = "dit", .guide_channels = -1, .is_default = true, .step = 1LL << 40, .weights_file = "w.pt"}, back;
+    struct model_desc d = {.family = "dit", .guide_channels = -1, .is_default = true, .step = 1LL << 40, .weights_file = "w.pt"},
+                      back;
     struct err e = {0};
-    d.arch = (struct arch){.input_size = 32, .patch_size = 4, .in_channels = 1, .hidden_size = 192, .depth = 8, .num_heads = 3, .num_classes = 2, .mlp_ratio = 2.5};
+    d.arch = (struct arch){.input_size = 32,
+                           .patch_size = 4,
+                           .in_channels = 1,
+                           .hidden_size = 192,
+                           .depth = 8,
+                           .num_heads = 3,
+                           .num_classes = 2,
+                           .mlp_ratio = 2.5};
     d.labels = mem_array(2, sizeof *d.labels);
     d.labels[0].names = one, d.labels[0].n = 2;
     d.labels[1].names = two, d.labels[1].n = 1;
@@ -220,7 +246,8 @@ TEST(desc_dump_and_parse) {
     CHECK(text);
     CHECK_OK(model_desc_parse(&back, text, strlen(text), &e), &e);
     CHECK_STR(back.family, "dit");
-    CHECK(back.guide_channels == -1 && back.is_default && back.step == 1LL << 40 && back.arch.mlp_ratio == 2.5 && !back.arch.class_dropout);
+    CHECK(back.guide_channels == -1 && back.is_default && back.step == 1LL << 40 && back.arch.mlp_ratio == 2.5 &&
+          !back.arch.class_dropout);
     CHECK(back.labels[0].n == 2 && back.labels[1].n == 1);
     CHECK_STR(back.labels[0].names[1], "tee");
     CHECK_STR(back.labels[1].names[0], "Hose \xc3\xbc");

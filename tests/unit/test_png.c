@@ -7,7 +7,7 @@
 
 static uint8_t *picture(int w, int h, int channels) {
     uint8_t *p = malloc((size_t)w * (size_t)h * (size_t)channels);
-    for (int i = 0; i < w * h * channels; i++) p[i] = (uint8_t)(i * 7 + i / w * 13 + (i * i >> 5));
+    for (int i = 0; i < w * h * channels; i++) p[i] = (uint8_t)(i * 7 + i / w * 13 + ((unsigned)i * (unsigned)i >> 5));
     return p;
 }
 
@@ -94,7 +94,8 @@ TEST(png_decode_hostile) { // cut at every byte, every byte changed: no crash, n
 }
 
 TEST(png_decode_bomb) { // 16384 x 16384 in the header: refused before the pixels are allocated
-    static const uint8_t head[] = {0x89, 'P', 'N', 'G', 13, 10, 26, 10, 0, 0, 0, 13, 'I', 'H', 'D', 'R', 0, 0, 0x40, 0, 0, 0, 0x40, 0, 8, 2, 0, 0, 0};
+    static const uint8_t head[] = {0x89, 'P', 'N', 'G',  13, 10, 26, 10,   0, 0, 0, 13, 'I', 'H', 'D',
+                                   'R',  0,   0,   0x40, 0,  0,  0,  0x40, 0, 8, 2, 0,  0,   0};
     struct err e = {0};
     uint8_t *back, file[64] = {0};
     int w, h, c;

@@ -14,7 +14,8 @@ static void load(struct checkpoint *c, void **bytes, const char *path) {
     CHECK_OK(checkpoint_parse(c, *bytes, n, path, &e), &e);
 }
 
-// tests/bad/make.py: ema {a: [2,3] at 0, b: [3,2] with strides 1,3 at 5} over a storage whose byte i is i; args and steps beside it.
+// tests/bad/make.py: ema {a: [2,3] at 0, b: [3,2] with strides 1,3 at 5} over a storage whose byte i is i; args and steps beside
+// it.
 static void check_full(const char *path) {
     struct checkpoint c;
     void *bytes;
@@ -89,7 +90,8 @@ TEST(pickle_limits) { // inputs too large to keep in tests/bad
 }
 
 TEST(pickle_values) {
-    static const char text[] = "\x80\2}(X\1\0\0\0aJ\xff\xff\xff\xffX\1\0\0\0b\x8a\2\0\x80X\1\0\0\0cG\x3f\xf0\0\0\0\0\0\0X\1\0\0\0d\x8a\0u.";
+    static const char text[] =
+        "\x80\2}(X\1\0\0\0aJ\xff\xff\xff\xffX\1\0\0\0b\x8a\2\0\x80X\1\0\0\0cG\x3f\xf0\0\0\0\0\0\0X\1\0\0\0d\x8a\0u.";
     struct pickle p;
     struct err e = {0};
     CHECK_OK(pickle_parse(&p, text, sizeof text - 1, &e), &e);
@@ -99,13 +101,15 @@ TEST(pickle_values) {
 }
 
 TEST(zip64_directory) { // one stored member "a" = "xyz" behind a ZIP64 end record and with a ZIP64 extra field
-    static const char file[] =
-        "PK\3\4\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1\0\0\0axyz"                                                              // 34 bytes
-        "PK\1\2\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\1\0\x1c\0\0\0\0\0\0\0\0\0\0\0\xff\xff\xff\xff" "a"     // 47
-        "\1\0\x18\0\3\0\0\0\0\0\0\0\3\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"                                                               // 28
-        "PK\6\6\x2c\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0\x4b\0\0\0\0\0\0\0\x22\0\0\0\0\0\0\0" // 56 at 109
-        "PK\6\7\0\0\0\0\x6d\0\0\0\0\0\0\0\1\0\0\0"
-        "PK\5\6\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0";
+    static const char file[] = "PK\3\4\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1\0\0\0axyz" // 34 bytes
+                               "PK\1\2\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\1\0\x1c\0\0\0\0\0\0\0\0\0"
+                               "\0\0\xff\xff\xff\xff"
+                               "a"                                                          // 47
+                               "\1\0\x18\0\3\0\0\0\0\0\0\0\3\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0" // 28
+                               "PK\6\6\x2c\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0\x4b\0\0\0\0\0\0"
+                               "\0\x22\0\0\0\0\0\0\0" // 56 at 109
+                               "PK\6\7\0\0\0\0\x6d\0\0\0\0\0\0\0\1\0\0\0"
+                               "PK\5\6\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0";
     struct zip z;
     struct err e = {0};
     CHECK_OK(zip_parse(&z, file, sizeof file - 1, &e), &e);

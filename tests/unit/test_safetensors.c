@@ -3,7 +3,10 @@
 #include "core/io/safetensors.h"
 #include "tests/test.h"
 
-struct buffer { char *data; size_t n; };
+struct buffer {
+    char *data;
+    size_t n;
+};
 
 static int sink(void *ctx, const void *bytes, size_t n, struct err *e) {
     struct buffer *b = ctx;
@@ -21,12 +24,15 @@ static struct tensor make(const char *name, enum dtype t, int ndim, int64_t d0, 
     return x;
 }
 
-// Every type, a scalar, an empty tensor; written, read, and equal. The order in the file is by falling size, so everything is aligned.
+// Every type, a scalar, an empty tensor; written, read, and equal. The order in the file is by falling size, so everything is
+// aligned.
 TEST(safetensors_round_trip) {
     static const char data[64] = "0123456789abcdefghijklmnopqrstuvwxyz";
-    struct tensor t[] = {make("c", DT_U8, 1, 3, 0, data),   make("b", DT_F32, 2, 2, 3, data), make("a", DT_F32, 0, 0, 0, data), make("h", DT_BF16, 1, 5, 0, data + 1),
-                         make("d", DT_F64, 1, 1, 0, data),  make("e", DT_I64, 2, 0, 7, data), make("f", DT_F16, 1, 1, 0, data), make("g", DT_BOOL, 1, 1, 0, data),
-                         make("i", DT_I32, 1, 2, 0, data),  make("j", DT_I16, 1, 2, 0, data), make("k", DT_I8, 1, 1, 0, data)};
+    struct tensor t[] = {
+        make("c", DT_U8, 1, 3, 0, data),       make("b", DT_F32, 2, 2, 3, data),  make("a", DT_F32, 0, 0, 0, data),
+        make("h", DT_BF16, 1, 5, 0, data + 1), make("d", DT_F64, 1, 1, 0, data),  make("e", DT_I64, 2, 0, 7, data),
+        make("f", DT_F16, 1, 1, 0, data),      make("g", DT_BOOL, 1, 1, 0, data), make("i", DT_I32, 1, 2, 0, data),
+        make("j", DT_I16, 1, 2, 0, data),      make("k", DT_I8, 1, 1, 0, data)};
     int n = (int)(sizeof t / sizeof *t);
     struct tensor_table table = {t, n};
     struct meta_pair meta[] = {{(char *)"format", (char *)"pt"}, {(char *)"note", (char *)"Gr\xc3\xbc\xc3\x9f\x65 \"quoted\"\n"}};
@@ -41,7 +47,8 @@ TEST(safetensors_round_trip) {
         const struct tensor *x = tensor_find(&st.table, t[i].name);
         CHECK(x && x->dtype == t[i].dtype && tensor_shape_is(x, t[i].ndim, t[i].shape) && x->count == t[i].count);
         CHECK(x->bytes == t[i].bytes && memcmp(x->data, t[i].data, x->bytes) == 0);
-        size_t header = (unsigned char)b.data[0] + 256u * (unsigned char)b.data[1], at = (size_t)((const char *)x->data - b.data) - 8 - header;
+        size_t header = (unsigned char)b.data[0] + 256u * (unsigned char)b.data[1],
+               at = (size_t)((const char *)x->data - b.data) - 8 - header;
         CHECK(header % 8 == 0 && at % dtype_size(x->dtype) == 0);
     }
     safetensors_close(&st);

@@ -10,7 +10,8 @@ TEST(f16_all_values_round_trip) {
         bool nan = (h & 0x7c00) == 0x7c00 && (h & 0x3ff);
         CHECK(nan ? isnan(f) && (f32_to_f16(f) & 0x7fff) > 0x7c00 : f32_to_f16(f) == h);
     }
-    CHECK(f16_to_f32(0x3c00) == 1 && f16_to_f32(0xc000) == -2 && f16_to_f32(1) == 0x1p-24f && f16_to_f32(0x7bff) == 65504 && isinf(f16_to_f32(0x7c00)));
+    CHECK(f16_to_f32(0x3c00) == 1 && f16_to_f32(0xc000) == -2 && f16_to_f32(1) == 0x1p-24f && f16_to_f32(0x7bff) == 65504 &&
+          isinf(f16_to_f32(0x7c00)));
 }
 
 TEST(f16_rounds_to_nearest_even) {
@@ -20,8 +21,10 @@ TEST(f16_rounds_to_nearest_even) {
         CHECK(f32_to_f16(nextafterf(middle, -1e30f)) == h && f32_to_f16(nextafterf(middle, 1e30f)) == h + 1);
         CHECK(f32_to_f16(-middle) == (0x8000 | (h % 2 ? h + 1 : h)));
     }
-    CHECK(f32_to_f16(65519.996f) == 0x7bff && f32_to_f16(65520) == 0x7c00 && f32_to_f16(1e30f) == 0x7c00 && f32_to_f16(-INFINITY) == 0xfc00);
-    CHECK(f32_to_f16(0x1p-25f) == 0 && f32_to_f16(0x1.000002p-25f) == 1 && f32_to_f16(1e-30f) == 0 && f32_to_f16(-0.0f) == 0x8000);
+    CHECK(f32_to_f16(65519.996f) == 0x7bff && f32_to_f16(65520) == 0x7c00 && f32_to_f16(1e30f) == 0x7c00 &&
+          f32_to_f16(-INFINITY) == 0xfc00);
+    CHECK(f32_to_f16(0x1p-25f) == 0 && f32_to_f16(0x1.000002p-25f) == 1 && f32_to_f16(1e-30f) == 0 &&
+          f32_to_f16(-0.0f) == 0x8000);
 }
 
 TEST(bf16_rounds_to_nearest_even) {
@@ -57,8 +60,10 @@ TEST(tensor_to_f32_types) {
     int16_t s = -300;
     int8_t b = -3;
     uint8_t u = 250;
-    CHECK(converted(DT_F64, &d) == -2.5f && converted(DT_I64, &l) == -0x1p40f && converted(DT_I32, &i) == -70000 && converted(DT_I16, &s) == -300);
-    CHECK(converted(DT_I8, &b) == -3 && converted(DT_U8, &u) == 250 && converted(DT_BOOL, &u) == 250 && converted(DT_BF16, "\x80\x3f") == 1);
+    CHECK(converted(DT_F64, &d) == -2.5f && converted(DT_I64, &l) == -0x1p40f && converted(DT_I32, &i) == -70000 &&
+          converted(DT_I16, &s) == -300);
+    CHECK(converted(DT_I8, &b) == -3 && converted(DT_U8, &u) == 250 && converted(DT_BOOL, &u) == 250 &&
+          converted(DT_BF16, "\x80\x3f") == 1);
     CHECK(isnan(converted(DT_F32, "\0\0\xc0\x7f")));
     struct tensor x = {.name = "odd", .dtype = DT_OTHER, .data = &d, .count = 1};
     struct err e = {0};
@@ -78,5 +83,6 @@ TEST(tensor_shapes) {
     tensor_shape_text(&t[1], text, sizeof text);
     CHECK_STR(text, "[]");
     CHECK(tensor_find(&table, "b") == &t[1] && !tensor_find(&table, "c"));
-    CHECK(tensor_shape_is(&t[0], 2, (int64_t[]){3, 64}) && !tensor_shape_is(&t[0], 2, (int64_t[]){64, 3}) && tensor_shape_is(&t[1], 0, NULL));
+    CHECK(tensor_shape_is(&t[0], 2, (int64_t[]){3, 64}) && !tensor_shape_is(&t[0], 2, (int64_t[]){64, 3}) &&
+          tensor_shape_is(&t[1], 0, NULL));
 }
