@@ -7,7 +7,7 @@
  *
  * { "format": 1, "family": "sit",
  *   "architecture": {"input_size": 32, "patch_size": 4, "in_channels": 1, "hidden_size": 192, "depth": 8, "num_heads": 3,
- *                    "mlp_ratio": 4, "num_classes": 10, "class_dropout": true, "learn_sigma": true},  // optional, but for num_classes
+ *                    "mlp_ratio": 4, "num_classes": 10, "class_dropout": true, "learn_sigma": true}, // num_classes: required
  *   "path": "linear", "prediction": "velocity",             // family "sit" only: linear|gvp|vp, velocity|noise|score
  *   "guidance": {"channels": 3},                            // "all" or a count of leading channels
  *   "labels": ["t-shirt", ["ankle boot", "boot"], ...],     // a name, or a name and its synonyms; or absent
