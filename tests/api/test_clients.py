@@ -200,7 +200,7 @@ def test_queue_full(start):
     d.wait_until(lambda: d.metric("sitd_jobs") == 4)
     r = d.sample(SHORT)
     assert r.status == 503 and r.error["code"] == "queue_full"
-    assert 1 <= int(r.headers["Retry-After"]) < 3600
+    assert 1 <= int(r.headers["Retry-After"]) < 3600 * SCALE ** 2  # hours of work for a sanitized build
     assert d.metric('sitd_rejected_total{reason="queue_full"}') == 1
     for s in hogs:
         s.close()

@@ -75,7 +75,7 @@ def test_drain_under_load_loses_no_request(start):
     stop.set()
     for t in threads:
         t.join(30 * SCALE)
-    assert code == 0 and served[0] > 20
+    assert code == 0 and served[0] > 20 / SCALE
     # A connection that the kernel had accepted in the very moment of the close is all that may be lost.
     assert len(lost) <= 1, lost
 
