@@ -44,7 +44,7 @@ static int open_log(const struct config *c, struct err *e) {
     int level = LOG_DEBUG, fd = *c->log_file ? open(c->log_file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0640) : stderr_sink();
     if (fd < 0)
         return err_param(e, errno == EACCES ? E_PERM : E_IO, "log-file", "log-file: %s: %s", c->log_file, strerror(errno));
-    while (strcmp(levels[level], c->log_level)) level++;
+    while (strcmp(levels[level], c->log_level) != 0) level++;
     log_open(fd, (enum log_level)level, !strcmp(c->log_format, "json"));
     return 0;
 }

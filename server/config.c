@@ -22,7 +22,7 @@ struct option {
 };
 
 #define AT(field) offsetof(struct config, field)
-#define DAY_MS (24 * 3600 * 1000LL)
+#define DAY_MS ((int64_t)24 * 3600 * 1000)
 static const struct option options[] = {
     {"config", TEXT, AT(config), "", 0, 0, NULL, "file of `key = value` lines, # comments; keys are these names"},
     {"models", TEXT, AT(models), "deploy/models", 0, 0, NULL, "folder of model directories, or one model directory"},
@@ -174,7 +174,7 @@ static int load_flag(struct config *c, int argc, char **argv, int *i, struct err
             *switches[k].field = true;
             return 0;
         }
-    if (strncmp(arg, "--", 2)) return err_set(e, E_RANGE, "'%s' is not an option", arg);
+    if (strncmp(arg, "--", 2) != 0) return err_set(e, E_RANGE, "'%s' is not an option", arg);
     size_t len = strcspn(arg + 2, "=");
     const struct option *o = find(arg + 2, len);
     if (!o) return err_set(e, E_RANGE, "no option '%.*s'", (int)len + 2, arg);

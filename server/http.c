@@ -57,11 +57,11 @@ static void cors_headers(const struct exchange *ex, struct MHD_Response *r) {
                *origin = MHD_lookup_connection_value(ex->mhd, MHD_HEADER_KIND, "Origin");
     if (!*allowed) return;
     MHD_add_response_header(r, "Vary", "Origin");
-    if (!origin || strcmp(origin, allowed)) return;
+    if (!origin || strcmp(origin, allowed) != 0) return;
     MHD_add_response_header(r, "Access-Control-Allow-Origin", allowed);
     MHD_add_response_header(r, "Access-Control-Expose-Headers",
                             "X-Request-Id, X-Seed, X-Model-Version, X-Model-Digest, Server-Timing, Retry-After");
-    if (strcmp(ex->method, "OPTIONS")) return;
+    if (strcmp(ex->method, "OPTIONS") != 0) return;
     MHD_add_response_header(r, "Access-Control-Allow-Methods", "GET, POST");
     MHD_add_response_header(r, "Access-Control-Allow-Headers", "Content-Type, Accept, X-Request-Id, traceparent");
     MHD_add_response_header(r, "Access-Control-Max-Age", "600");
@@ -162,7 +162,7 @@ static void check_post(struct exchange *ex, const char *length, struct http_erro
     else if (!content_type_is_json(type))
         http_error_set(e, 415, "unsupported_media_type", NULL,
                        "the body must be application/json in UTF-8; Content-Type is %.80s", type ? type : "missing");
-    else if (coding && strcasecmp(coding, "identity"))
+    else if (coding && strcasecmp(coding, "identity") != 0)
         http_error_set(e, 415, "unsupported_media_type", NULL, "Content-Encoding %.40s is not understood", coding);
 }
 
@@ -175,7 +175,7 @@ static void check_head(struct exchange *ex, const char *length) {
         http_error_set(e, 431, "head_too_large", NULL, "the request's head has %zu bytes; at most %u are taken",
                        head->header_size, HEAD_MAX);
     else if (!ex->route) http_error_set(e, 404, "not_found", NULL, "no such path: %.200s", ex->path);
-    else if (!options && strcmp(head_only ? "GET" : ex->method, ex->route->method))
+    else if (!options && strcmp(head_only ? "GET" : ex->method, ex->route->method) != 0)
         http_error_set(e, 405, "method_not_allowed", NULL, "%s takes %s, not %s", ex->route->path, ex->route->method, ex->method);
     else if (!strcmp(ex->method, "POST")) check_post(ex, length, e);
     if (e->status == 413) ex->server->metrics.rejected[REJECT_TOO_LARGE]++;

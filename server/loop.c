@@ -227,8 +227,7 @@ static void on_signal(uv_signal_t *sig, int number) {
 
 static int start_uv(struct server *s, struct err *e) {
     static const int numbers[] = {SIGTERM, SIGINT, SIGHUP, SIGUSR1};
-    uv_handle_t *handles[] = {(uv_handle_t *)&s->mhd_poll, (uv_handle_t *)&s->mhd_timer, (uv_handle_t *)&s->tick,
-                              (uv_handle_t *)&s->stage_timer};
+    s->mhd_poll.data = s->mhd_timer.data = s->tick.data = s->stage_timer.data = s->bell.data = s;
     uv_timer_init(&s->uv, &s->mhd_timer);
     uv_timer_init(&s->uv, &s->tick);
     uv_timer_init(&s->uv, &s->stage_timer);
@@ -238,8 +237,6 @@ static int start_uv(struct server *s, struct err *e) {
         s->signals[i].data = s;
         if (!rc) rc = uv_signal_start(&s->signals[i], on_signal, numbers[i]);
     }
-    s->bell.data = s;
-    for (size_t i = 0; i < sizeof handles / sizeof *handles; i++) handles[i]->data = s;
     return rc ? err_set(e, E_INTERNAL, "libuv: %s", uv_strerror(rc)) : 0;
 }
 

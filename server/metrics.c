@@ -41,7 +41,7 @@ void metrics_phase(struct metrics *m, enum phase phase, double seconds) { observ
 void metrics_images(struct metrics *m, const char *model, enum outcome outcome, uint64_t n) {
     for (int i = 0; i < METRICS_MODELS; i++) {
         if (!m->models[i].name[0]) snprintf(m->models[i].name, sizeof m->models[i].name, "%s", model);
-        if (strcmp(m->models[i].name, model)) continue;
+        if (strcmp(m->models[i].name, model) != 0) continue;
         m->models[i].images[outcome] += n;
         return;
     }

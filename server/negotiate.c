@@ -63,7 +63,7 @@ enum answer_format accept_choose(const char *accept, int n) {
 
 bool content_type_is_json(const char *type) {
     static const char json[] = "application/json";
-    if (!type || strncasecmp(type, json, sizeof json - 1)) return false;
+    if (!type || strncasecmp(type, json, sizeof json - 1) != 0) return false;
     const char *p = type + sizeof json - 1 + strspn(type + sizeof json - 1, " \t");
     if (*p && *p != ';') return false;
     const char *charset = strcasestr(p, "charset=");

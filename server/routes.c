@@ -147,7 +147,7 @@ static bool matches(const char *pattern, const char *path, const char **part, si
     const char *hole = strstr(pattern, "{}");
     if (!hole) return !strcmp(pattern, path);
     size_t before = (size_t)(hole - pattern);
-    if (strncmp(pattern, path, before)) return false;
+    if (strncmp(pattern, path, before) != 0) return false;
     *part = path + before;
     *part_len = strcspn(*part, "/");
     return *part_len && !strcmp(*part + *part_len, hole + 2);
