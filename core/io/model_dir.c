@@ -25,7 +25,7 @@
 #define ATTEMPTS 3
 
 static void to_hex(char hex[DIGEST_HEX], const unsigned char *sha) {
-    for (int i = 0; i < 32; i++) snprintf(hex + 2 * i, 3, "%02x", sha[i]);
+    for (size_t i = 0; i < 32; i++) snprintf(hex + 2 * i, 3, "%02x", sha[i]);
 }
 
 int digest_hex(char hex[DIGEST_HEX], const void *bytes, size_t n) {

@@ -509,122 +509,70 @@ static int op_frame(struct vm *vm) { // only a hint for readers of streams
     return rc == OK && n > (uint64_t)(vm->end - vm->at) ? broken(vm, "a frame reaches beyond the end") : rc;
 }
 
+// clang-format off
 static int step(struct vm *vm) {
     char why[64];
     uint64_t ignored;
     unsigned char op = *vm->at++;
     switch (op) {
-    case 0x80:
-        return take_number(vm, 1, &ignored); // PROTO again
-    case 0x95:
-        return op_frame(vm);
-    case '.':
-        return op_stop(vm);
-    case '(':
-        return op_mark(vm);
-    case '0':
-        return op_pop(vm);
-    case '1':
-        return op_pop_mark(vm);
-    case '2':
-        return op_dup(vm);
-    case 'N':
-        return push(vm, (struct pvalue){.kind = P_NONE});
-    case 0x88:
-        return push(vm, (struct pvalue){.kind = P_BOOL, .u.i = 1});
-    case 0x89:
-        return push(vm, (struct pvalue){.kind = P_BOOL, .u.i = 0});
-    case 'J':
-        return push_int(vm, 4, true);
-    case 'K':
-        return push_int(vm, 1, false);
-    case 'M':
-        return push_int(vm, 2, false);
-    case 0x8a:
-        return push_long(vm, 1);
-    case 0x8b:
-        return push_long(vm, 4);
-    case 'G':
-        return push_real(vm);
-    case 'X':
-        return push_text(vm, 4, P_STR);
-    case 0x8c:
-        return push_text(vm, 1, P_STR);
-    case 0x8d:
-        return push_text(vm, 8, P_STR);
-    case 'U':
-        return push_text(vm, 1, P_STR); // Python 2's str
-    case 'T':
-        return push_text(vm, 4, P_STR);
-    case 'C':
-        return push_text(vm, 1, P_BYTES);
-    case 'B':
-        return push_text(vm, 4, P_BYTES);
+    case 0x80: return take_number(vm, 1, &ignored); // PROTO again
+    case 0x95: return op_frame(vm);
+    case '.': return op_stop(vm);
+    case '(': return op_mark(vm);
+    case '0': return op_pop(vm);
+    case '1': return op_pop_mark(vm);
+    case '2': return op_dup(vm);
+    case 'N': return push(vm, (struct pvalue){.kind = P_NONE});
+    case 0x88: return push(vm, (struct pvalue){.kind = P_BOOL, .u.i = 1});
+    case 0x89: return push(vm, (struct pvalue){.kind = P_BOOL, .u.i = 0});
+    case 'J': return push_int(vm, 4, true);
+    case 'K': return push_int(vm, 1, false);
+    case 'M': return push_int(vm, 2, false);
+    case 0x8a: return push_long(vm, 1);
+    case 0x8b: return push_long(vm, 4);
+    case 'G': return push_real(vm);
+    case 'X': return push_text(vm, 4, P_STR);
+    case 0x8c: return push_text(vm, 1, P_STR);
+    case 0x8d: return push_text(vm, 8, P_STR);
+    case 'U': return push_text(vm, 1, P_STR); // Python 2's str
+    case 'T': return push_text(vm, 4, P_STR);
+    case 'C': return push_text(vm, 1, P_BYTES);
+    case 'B': return push_text(vm, 4, P_BYTES);
     case 0x8e:
-        return push_text(vm, 8, P_BYTES);
-    case 0x96:
-        return push_text(vm, 8, P_BYTES);
-    case ']':
-        return push_obj(vm, P_LIST, NULL, 0);
-    case ')':
-        return push_obj(vm, P_TUPLE, NULL, 0);
-    case '}':
-        return push_obj(vm, P_DICT, NULL, 0);
-    case 0x8f:
-        return push_obj(vm, P_LIST, NULL, 0); // a set: order and duplicates do not matter here
-    case 'l':
-        return op_gather(vm, P_LIST);
-    case 't':
-        return op_gather(vm, P_TUPLE);
-    case 'd':
-        return op_gather(vm, P_DICT);
-    case 0x91:
-        return op_gather(vm, P_LIST); // frozenset
-    case 0x85:
-        return op_tuple(vm, 1);
-    case 0x86:
-        return op_tuple(vm, 2);
-    case 0x87:
-        return op_tuple(vm, 3);
-    case 'a':
-        return op_add_few(vm, 1, P_LIST);
-    case 's':
-        return op_add_few(vm, 2, P_DICT);
+    case 0x96: return push_text(vm, 8, P_BYTES);
+    case ']': return push_obj(vm, P_LIST, NULL, 0);
+    case ')': return push_obj(vm, P_TUPLE, NULL, 0);
+    case '}': return push_obj(vm, P_DICT, NULL, 0);
+    case 0x8f: return push_obj(vm, P_LIST, NULL, 0); // a set: order and duplicates do not matter here
+    case 'l': return op_gather(vm, P_LIST);
+    case 't': return op_gather(vm, P_TUPLE);
+    case 'd': return op_gather(vm, P_DICT);
+    case 0x91: return op_gather(vm, P_LIST); // frozenset
+    case 0x85: return op_tuple(vm, 1);
+    case 0x86: return op_tuple(vm, 2);
+    case 0x87: return op_tuple(vm, 3);
+    case 'a': return op_add_few(vm, 1, P_LIST);
+    case 's': return op_add_few(vm, 2, P_DICT);
     case 'e':
-        return op_add_many(vm, P_LIST);
-    case 0x90:
-        return op_add_many(vm, P_LIST);
-    case 'u':
-        return op_add_many(vm, P_DICT);
-    case 'c':
-        return op_global(vm);
-    case 0x93:
-        return op_stack_global(vm);
+    case 0x90: return op_add_many(vm, P_LIST);
+    case 'u': return op_add_many(vm, P_DICT);
+    case 'c': return op_global(vm);
+    case 0x93: return op_stack_global(vm);
     case 'R':
-        return op_call(vm, 0);
-    case 0x81:
-        return op_call(vm, 0); // NEWOBJ: for the classes that are known here the same as calling them
-    case 0x92:
-        return op_call(vm, 1);
-    case 'b':
-        return op_build(vm);
-    case 'Q':
-        return op_persid(vm);
-    case 'q':
-        return op_put(vm, 1);
-    case 'r':
-        return op_put(vm, 4);
-    case 0x94:
-        return memo_put(vm, vm->memo_n);
-    case 'h':
-        return op_get(vm, 1);
-    case 'j':
-        return op_get(vm, 4);
-    default:
-        snprintf(why, sizeof why, "opcode 0x%02x is not one that torch.save writes", op);
+    case 0x81: return op_call(vm, 0); // NEWOBJ is, for the classes that are known here, the same as calling them
+    case 0x92: return op_call(vm, 1);
+    case 'b': return op_build(vm);
+    case 'Q': return op_persid(vm);
+    case 'q': return op_put(vm, 1);
+    case 'r': return op_put(vm, 4);
+    case 0x94: return memo_put(vm, vm->memo_n);
+    case 'h': return op_get(vm, 1);
+    case 'j': return op_get(vm, 4);
+    default: snprintf(why, sizeof why, "opcode 0x%02x is not one that torch.save writes", op);
         return broken(vm, why);
     }
 }
+// clang-format on
 
 int pickle_parse(struct pickle *p, const void *bytes, size_t n, struct err *e) {
     *p = (struct pickle){0};

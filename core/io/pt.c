@@ -64,13 +64,10 @@ static int find_pickle(struct reader *r, const struct zip_entry **found) {
 }
 
 static const struct zip_entry *find_member(const struct reader *r, const char *folder, const char *key, size_t key_len) {
-    size_t n = r->stem_len + strlen(folder) + key_len;
-    char small[256], *name = small;
-    if (n > sizeof small) return NULL; // torch's keys are small numbers, its stems file names
-    memcpy(name, r->stem, r->stem_len);
-    memcpy(name + r->stem_len, folder, strlen(folder));
-    memcpy(name + n - key_len, key, key_len);
-    return zip_find(&r->zip, name, n);
+    char name[256]; // torch's keys are small numbers, its stems file names
+    if (r->stem_len + key_len > sizeof name - 32) return NULL;
+    int n = snprintf(name, sizeof name, "%.*s%s%.*s", (int)r->stem_len, r->stem, folder, (int)key_len, key);
+    return zip_find(&r->zip, name, (size_t)n);
 }
 
 static int check_byteorder(struct reader *r) {

@@ -105,7 +105,7 @@ static int read_tensor(struct tensor *t, json_t *entry, const char *data, size_t
     unsigned bits = 0;
     if (!json_is_object(entry)) return bad(e, t->name, "its entry is not an object");
     json_object_foreach(entry, key, v) {
-        if (strcmp(key, "dtype") && strcmp(key, "shape") && strcmp(key, "data_offsets"))
+        if (strcmp(key, "dtype") != 0 && strcmp(key, "shape") != 0 && strcmp(key, "data_offsets") != 0)
             return bad(e, t->name, "unknown field in its entry");
     }
     int rc = read_dtype(t, &bits, json_object_get(entry, "dtype"), e);
@@ -218,7 +218,7 @@ void safetensors_close(struct safetensors *st) {
 // --- writer
 
 static int by_size_name(const void *pa, const void *pb) {
-    const struct tensor *a = *(const struct tensor *const *)pa, *b = *(const struct tensor *const *)pb;
+    const struct tensor *a = pa, *b = pb;
     size_t sa = dtype_size(a->dtype), sb = dtype_size(b->dtype);
     return sa != sb ? (sa > sb ? -1 : 1) : strcmp(a->name, b->name);
 }
@@ -231,7 +231,7 @@ static json_t *entry_of(const struct tensor *t, size_t at) {
         return NULL;
     }
     return json_pack("{s:s, s:o, s:[I,I]}", "dtype", dtype_name(t->dtype), "shape", shape, "data_offsets", (json_int_t)at,
-                     (json_int_t)(at + t->bytes));
+                     (json_int_t)at + (json_int_t)t->bytes);
 }
 
 static json_t *meta_of(const struct meta_pair *meta, int n_meta) {
@@ -255,7 +255,7 @@ static int check_writable(const struct tensor *t, const json_t *root, struct err
     return want / 8 == t->bytes && count == t->count ? OK : bad(e, t->name, "shape and bytes do not agree");
 }
 
-static int make_header(char **header, const struct tensor **order, int n, const struct meta_pair *meta, int n_meta,
+static int make_header(char **header, const struct tensor *order, int n, const struct meta_pair *meta, int n_meta,
                        struct err *e) {
     json_t *root = json_object();
     unsigned long failures = mem_failures();
@@ -265,11 +265,11 @@ static int make_header(char **header, const struct tensor **order, int n, const 
     if (n_meta && json_object_set_new(root, "__metadata__", meta_of(meta, n_meta)) != 0)
         rc = err_set(e, E_NOMEM, "cannot hold __metadata__");
     for (int i = 0; i < n && rc == OK; i++) {
-        rc = check_writable(order[i], root, e);
-        if (rc == OK && json_object_set_new(root, order[i]->name, entry_of(order[i], at)) != 0)
+        rc = check_writable(&order[i], root, e);
+        if (rc == OK && json_object_set_new(root, order[i].name, entry_of(&order[i], at)) != 0)
             rc = mem_failures() != failures ? err_set(e, E_NOMEM, "no memory for the header")
-                                            : bad(e, order[i]->name, "its name is not UTF-8");
-        at += order[i]->bytes;
+                                            : bad(e, order[i].name, "its name is not UTF-8");
+        at += order[i].bytes;
     }
     if (rc == OK && !(*header = jsonio_dump(root, JSON_COMPACT))) rc = err_set(e, E_NOMEM, "no memory for the header");
     json_decref(root);
@@ -278,9 +278,9 @@ static int make_header(char **header, const struct tensor **order, int n, const 
 
 int safetensors_write(const struct tensor_table *table, const struct meta_pair *meta, int n_meta,
                       int (*sink)(void *ctx, const void *bytes, size_t n, struct err *), void *ctx, struct err *e) {
-    const struct tensor **order = mem_array((size_t)table->n, sizeof *order);
+    struct tensor *order = mem_array((size_t)table->n, sizeof *order);
     if (!order) return err_set(e, E_NOMEM, "no memory for %d tensors", table->n);
-    for (int i = 0; i < table->n; i++) order[i] = &table->tensors[i];
+    if (table->n) memcpy(order, table->tensors, (size_t)table->n * sizeof *order);
     if (table->n) qsort(order, (size_t)table->n, sizeof *order, by_size_name);
     char *header;
     int rc = make_header(&header, order, table->n, meta, n_meta, e);
@@ -292,7 +292,7 @@ int safetensors_write(const struct tensor_table *table, const struct meta_pair *
         if (rc == OK) rc = sink(ctx, header, len, e);
         if (rc == OK && padded > len) rc = sink(ctx, "       ", padded - len, e);
         for (int i = 0; i < table->n && rc == OK; i++)
-            if (order[i]->bytes) rc = sink(ctx, order[i]->data, order[i]->bytes, e);
+            if (order[i].bytes) rc = sink(ctx, order[i].data, order[i].bytes, e);
         mem_free(header);
     }
     mem_free(order);
