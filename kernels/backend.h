@@ -21,6 +21,9 @@ int kern_cuda_open(struct kern *, const struct kern_config *); // the same
 // Checks that every back end makes alike. 0 or a status with k->why set.
 int kern_check_linear(struct kern *, const struct kern_linear_spec *);
 int kern_check_attention(struct kern *, int T, int H, int D);
+int kern_check_conv(struct kern *, const struct kern_conv_spec *);
+int kern_check_wide(struct kern *, int T, int C);
+void kern_conv_out(const struct kern_conv_spec *, int *height, int *width); // size of the output
 size_t kern_alloc_size(size_t bytes); // rounded up to whole cache lines, at least one; 0 where that overflows
 
 static inline float kern_bf16_to_f32(uint16_t h) {

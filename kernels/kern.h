@@ -88,6 +88,27 @@ struct kern_norm {  // one slot's error norm: sqrt(mean_e((sum_j c[j]*col_j / (a
     double atol, rtol;
 };
 
+/*
+ * Convolutions of one picture [H, W, in], channels last, float32. Zero padding throughout:
+ *   KERN_CONV       side 1 or 3, stride 1, `side/2` zeros all round                         -> [H, W, out]
+ *   KERN_CONV_DOWN  side 3, stride 2, one row of zeros below and one column to the right    -> [H/2, W/2, out]   (H and W even)
+ *   KERN_CONV_UP    every pixel twice in both directions, then KERN_CONV with side 3         -> [2H, 2W, out]
+ * The input may be normalised on the way in (see group_norm): v = x*scale[c] + shift[c], then act; the zeros are put around v, not x.
+ * The output comes in strips of whole lines, each of which can be computed at any time and in any order: a large picture
+ * may be spread over several calls. How lines are cut into strips depends on the layer only.
+ */
+enum kern_conv_kind { KERN_CONV, KERN_CONV_DOWN, KERN_CONV_UP };
+struct kern_conv;
+struct kern_conv_spec {
+    enum kern_conv_kind kind;
+    int out, in, side, height, width; // height and width of the input
+    bool norm;               // multiply and shift the input
+    enum kern_act act;       // of the input: KERN_NONE or KERN_SILU
+    bool add;                // add to what y holds
+};
+#define KERN_NORM_PARTS 64   // parts of a picture whose sums group_norm adds up
+struct kern_wide;            // attention of one wide head over one picture's pixels, ready to run
+
 typedef int kern_rows_fn(struct kern *lane, void *ctx, int r0, int n, int s0);
 
 struct kern_config {
@@ -149,6 +170,23 @@ struct kern {
                      int R, int T, int C, float eps, float *save_mean, float *save_rstd);
     // o (act) [R, T, H*D] from qkv (act) [R, T, 3*H*D]: q, k, v blocks, each head-major; softmax(q k^T / sqrt(D)) v. save_lse [R, H, T]
     int (*attention)(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);
+
+    /* pictures (float32, channels last; see above) */
+    // w [out, in, side, side] and b [out] (may be NULL) are host memory, not kept
+    int (*conv_new)(struct kern *, const struct kern_conv_spec *, const float *w, const float *b, struct kern_conv **);
+    void (*conv_free)(struct kern *, struct kern_conv *);
+    int (*conv_strips)(struct kern *, const struct kern_conv *); // how many; at least 1
+    // Strips first .. first+n-1 of y. coef [2, in] is scale then shift, NULL without spec.norm. y must not overlap x
+    int (*conv)(struct kern *, const struct kern_conv *, float *y, const float *x, const float *coef, int first, int n);
+    // coef [2, C]: x*coef[0] + coef[1] is the group norm of x [n, C] over groups of C/groups channels and all n pixels (Wu and He 2018).
+    // sums [KERN_NORM_PARTS, C, 2] is scratch. gamma and beta [C] are buffers
+    int (*group_norm)(struct kern *, float *coef, double *sums, const float *x, const float *gamma, const float *beta, size_t n, int C,
+                      int groups, float eps);
+    // o [T, C] from qkv [T, 3*C]: softmax(q k^T / sqrt(C)) v, one head. In strips of tokens, as conv
+    int (*wide_new)(struct kern *, int T, int C, struct kern_wide **);
+    void (*wide_free)(struct kern *, struct kern_wide *);
+    int (*wide_strips)(struct kern *, const struct kern_wide *);
+    int (*wide)(struct kern *, const struct kern_wide *, float *o, const float *qkv, int first, int n);
 
     /* samplers (see above). The descriptor arrays are host memory and free again on return. */
     int (*gather)(struct kern *, float *in, const float *cols, size_t numel, const struct kern_gather *, int n); // in [n, numel]

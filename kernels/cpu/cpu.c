@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "kernels/cpu/picture.h"
 #include "kernels/cpu/simd.h"
 
 struct job { // one cpu_run or one part of cpu_rows, as the pool sees it
@@ -212,6 +213,7 @@ int kern_cpu_open(struct kern *k, const struct kern_config *cfg) {
     k->linear_free = cpu_linear_free;
     k->linear = cpu_linear;
     cpu_ops_fill(k, cpu);
+    cpu_picture_fill(k, cpu);
     describe(k, cpu);
     int rc = cpu_init(k, cpu, cfg->nice);
     if (rc < 0) cpu_close(k);

@@ -59,6 +59,15 @@ void kern_ref_fill(struct kern *k) {
     k->norm_modulate = ref_norm_modulate;
     k->gate_norm = ref_gate_norm;
     k->attention = ref_attention;
+    k->conv_new = ref_conv_new;
+    k->conv_free = ref_conv_free;
+    k->conv_strips = ref_conv_strips;
+    k->conv = ref_conv;
+    k->group_norm = ref_group_norm;
+    k->wide_new = ref_wide_new;
+    k->wide_free = ref_wide_free;
+    k->wide_strips = ref_wide_strips;
+    k->wide = ref_wide;
     k->gather = ref_gather;
     k->row_update = ref_row_update;
     k->row_norm = ref_row_norm;

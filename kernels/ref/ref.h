@@ -19,6 +19,16 @@ int ref_norm_modulate(struct kern *, void *y, const float *x, const float *shift
 int ref_gate_norm(struct kern *, void *y, float *x, const void *h, const float *gate, const float *shift, const float *scale,
                   int ld, int R, int T, int C, float eps, float *save_mean, float *save_rstd);
 int ref_attention(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);
+int ref_conv_new(struct kern *, const struct kern_conv_spec *, const float *w, const float *b, struct kern_conv **);
+void ref_conv_free(struct kern *, struct kern_conv *);
+int ref_conv_strips(struct kern *, const struct kern_conv *);
+int ref_conv(struct kern *, const struct kern_conv *, float *y, const float *x, const float *coef, int first, int n);
+int ref_group_norm(struct kern *, float *coef, double *sums, const float *x, const float *gamma, const float *beta, size_t n, int C, int groups,
+                   float eps);
+int ref_wide_new(struct kern *, int T, int C, struct kern_wide **);
+void ref_wide_free(struct kern *, struct kern_wide *);
+int ref_wide_strips(struct kern *, const struct kern_wide *);
+int ref_wide(struct kern *, const struct kern_wide *, float *o, const float *qkv, int first, int n);
 int ref_gather(struct kern *, float *in, const float *cols, size_t numel, const struct kern_gather *, int n);
 int ref_row_update(struct kern *, float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,
                    const struct kern_row_update *, int n);
