@@ -147,7 +147,7 @@ bench: all $(OUT)/bench-ops ## forward passes beside torch where it is installed
 	@$(OUT)/bench-ops
 bundle: all ## build/sitd-VERSION.tar.gz: the binary, its libraries and the bundled models, to unpack anywhere
 	@tools/bundle.sh $(VERSION)
-check: ## static checks: layers, format, clang-tidy's bugprone set
+check: ## static checks: layers, clang-tidy (bugprone)
 	@tools/check-layers.sh
 	@tools/check.sh
 check-layers: ## each layer includes only lower ones
