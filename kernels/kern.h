@@ -41,6 +41,8 @@ enum kern_act { KERN_NONE, KERN_GELU_TANH, KERN_SILU };
 #define KERN_VEC 8
 #define KERN_ROUND_UP(n, m) (((n) + (m) - 1) / (m) * (m))
 
+#define KERN_CROSS_KEYS 16 // keys a row that cross_attention takes
+
 struct kern;
 struct kern_linear; // a linear layer ready to run: weights reordered, primitives made
 struct kern_graph;  // recorded work
@@ -187,6 +189,13 @@ struct kern {
     void (*wide_free)(struct kern *, struct kern_wide *);
     int (*wide_strips)(struct kern *, const struct kern_wide *);
     int (*wide)(struct kern *, const struct kern_wide *, float *o, const float *qkv, int first, int n);
+
+    /* the DiT paper's other conditioning designs (sec. 3.2) */
+    // line `at` of every row of x [R, T, C] (float32) <- v [R, C]
+    int (*set_token)(struct kern *, float *x, const float *v, int R, int T, int C, int at);
+    // o (act) [R, T, H*D]: queries q (act) [R, T, H*D] attend to S keys of their row; key j of row r is at kv + (r*S + j)*ld (float32, H*D
+    // long, head-major), its value H*D behind it; softmax(q k^T / sqrt(D)) v. S is at most KERN_CROSS_KEYS
+    int (*cross_attention)(struct kern *, void *o, const void *q, const float *kv, int ld, int R, int T, int S, int H, int D);
 
     /* samplers (see above). The descriptor arrays are host memory and free again on return. */
     int (*gather)(struct kern *, float *in, const float *cols, size_t numel, const struct kern_gather *, int n); // in [n, numel]

@@ -68,6 +68,9 @@ void kern_ref_fill(struct kern *k) {
     k->wide_free = ref_wide_free;
     k->wide_strips = ref_wide_strips;
     k->wide = ref_wide;
+
+    k->set_token = ref_set_token;
+    k->cross_attention = ref_cross_attention;
     k->gather = ref_gather;
     k->row_update = ref_row_update;
     k->row_norm = ref_row_norm;

@@ -29,6 +29,9 @@ int ref_wide_new(struct kern *, int T, int C, struct kern_wide **);
 void ref_wide_free(struct kern *, struct kern_wide *);
 int ref_wide_strips(struct kern *, const struct kern_wide *);
 int ref_wide(struct kern *, const struct kern_wide *, float *o, const float *qkv, int first, int n);
+
+int ref_set_token(struct kern *, float *x, const float *v, int R, int T, int C, int at);
+int ref_cross_attention(struct kern *, void *o, const void *q, const float *kv, int ld, int R, int T, int S, int H, int D);
 int ref_gather(struct kern *, float *in, const float *cols, size_t numel, const struct kern_gather *, int n);
 int ref_row_update(struct kern *, float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,
                    const struct kern_row_update *, int n);
