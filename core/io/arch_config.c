@@ -25,6 +25,23 @@ static int real(double *out, const json_t *root, const char *key, struct err *e)
     return OK;
 }
 
+static int block_design(struct arch *a, const json_t *root, struct err *e) {
+    const json_t *v = json_object_get(root, "block");
+    int block = json_is_string(v) ? arch_block_parse(json_string_value(v)) : -1;
+    if (v && block < 0) return err_param(e, E_FORMAT, "block", "config's 'block' is no conditioning design that is known");
+    if (v) a->block = (enum arch_block)block;
+    return OK;
+}
+
+static int decoder(struct arch *a, const json_t *root, struct err *e) {
+    const json_t *v = json_object_get(root, "decoder");
+    if (!v) return OK;
+    if (!json_is_object(v)) return err_param(e, E_FORMAT, "decoder", "config's 'decoder' is not an object");
+    int rc = whole(&a->decoder.hidden_size, v, "hidden_size", e);
+    if (rc == OK) rc = whole(&a->decoder.depth, v, "depth", e);
+    return rc == OK ? whole(&a->decoder.num_heads, v, "num_heads", e) : rc;
+}
+
 int arch_parse_config(struct arch *a, const char *text, struct err *e) {
     json_t *root;
     int rc = jsonio_parse(&root, text, strlen(text), 8, 1000, "config", e);
@@ -36,6 +53,8 @@ int arch_parse_config(struct arch *a, const char *text, struct err *e) {
     };
     for (size_t i = 0; rc == OK && i < sizeof fields / sizeof *fields; i++) rc = whole(fields[i].out, root, fields[i].key, e);
     if (rc == OK) rc = real(&a->mlp_ratio, root, "mlp_ratio", e);
+    if (rc == OK) rc = block_design(a, root, e);
+    if (rc == OK) rc = decoder(a, root, e);
     const json_t *sigma = json_object_get(root, "learn_sigma");
     if (rc == OK && sigma && !json_is_boolean(sigma)) rc = err_param(e, E_FORMAT, "learn_sigma", "config's 'learn_sigma' is not true or false");
     if (rc == OK && sigma) a->learn_sigma = json_is_true(sigma);

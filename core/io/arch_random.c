@@ -33,10 +33,12 @@ int arch_random(struct arch_weights *w, const struct arch *a, uint64_t seed, str
     char name[64];
     int64_t shape[TENSOR_MAX_DIMS];
     size_t total = 0;
-    int n = 0;
+    int n = 0, at_list = 0;
+    bool fixed;
     *w = (struct arch_weights){0};
     if (arch_check(a, e)) return e ? e->status : E_RANGE;
-    for (int rank; (rank = arch_tensor(a, n + 1, name, shape)); n++) total += elements(shape, rank); // tensor 0 is pos_embed
+    for (int rank, i = 0; (rank = arch_tensor(a, i, name, shape, &fixed)); i++)
+        if (!fixed) n++, total += elements(shape, rank);
     struct random_weights *r = mem_alloc(sizeof *r);
     w->priv = r;
     w->table.tensors = mem_array((size_t)n, sizeof *w->table.tensors);
@@ -46,7 +48,8 @@ int arch_random(struct arch_weights *w, const struct arch *a, uint64_t seed, str
     for (int i = 0; i < n; i++) {
         struct tensor *t = &w->table.tensors[i];
         *t = (struct tensor){.name = r->names[i], .dtype = DT_F32, .data = at};
-        t->ndim = arch_tensor(a, i + 1, r->names[i], t->shape);
+        do t->ndim = arch_tensor(a, at_list++, r->names[i], t->shape, &fixed);
+        while (fixed);
         t->count = elements(t->shape, t->ndim), t->bytes = t->count * sizeof(float);
         fill(at, t->count, seed, (uint32_t)i);
         at += t->count;

@@ -1,24 +1,26 @@
 // SPDX-License-Identifier: MIT
 #include "core/io/checkpoint.h"
 
-#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "core/base/mem.h"
 #include "core/io/file.h"
+#include "core/io/folder.h"
+#include "core/io/layout.h"
 #include "core/io/pt.h"
 #include "core/io/safetensors.h"
 
 #define MAX_FILE ((size_t)64 << 30)
 
-struct parsed { // what the table points into; one of the two is in use
+struct parsed { // what the table points into; one of the first three is in use
     struct safetensors st;
     struct pt pt;
+    struct folder folder;
+    struct layout layout;
 };
 
-static bool begins(const void *bytes, size_t n, const char *magic, size_t len) {
-    return n >= len && memcmp(bytes, magic, len) == 0;
-}
+static bool begins(const void *bytes, size_t n, const char *magic, size_t len) { return n >= len && memcmp(bytes, magic, len) == 0; }
 
 // safetensors has no magic: a plausible header length and a '{' behind it.
 static bool is_safetensors(const unsigned char *b, size_t n) {
@@ -26,43 +28,15 @@ static bool is_safetensors(const unsigned char *b, size_t n) {
 }
 
 static int refuse(const void *bytes, size_t n, struct err *e) {
-    static const char legacy[] =
-        "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"; // the magic number of torch.save before 1.6
+    static const char legacy[] = "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"; // the magic number of torch.save before 1.6
     if (begins(bytes, n, legacy, sizeof legacy - 1))
-        return err_set(e, E_UNSUPPORTED,
-                       "this is the layout that torch.save wrote before PyTorch 1.6; convert it with a newer PyTorch: "
-                       "torch.save(torch.load(old, map_location='cpu', weights_only=True), new)");
+        return err_set(e, E_UNSUPPORTED, "this is the layout that torch.save wrote before PyTorch 1.6; convert it with a newer PyTorch: "
+                                         "torch.save(torch.load(old, map_location='cpu', weights_only=True), new)");
     if (begins(bytes, n, "version https://git-lfs", 23))
         return err_set(e, E_FORMAT, "this is a Git LFS pointer, not the weights: fetch the file itself (git lfs pull)");
-    if (begins(bytes, n, "\x80\x02", 2) || begins(bytes, n, "\x80\x03", 2) || begins(bytes, n, "\x80\x04", 2) ||
-        begins(bytes, n, "\x80\x05", 2))
+    if (begins(bytes, n, "\x80\x02", 2) || begins(bytes, n, "\x80\x03", 2) || begins(bytes, n, "\x80\x04", 2) || begins(bytes, n, "\x80\x05", 2))
         return err_set(e, E_UNSUPPORTED, "this is a bare Python pickle, not a checkpoint written by torch.save");
     return err_set(e, E_FORMAT, "this is neither a PyTorch zip (.pt) nor safetensors%s", n == 0 ? ": the file is empty" : "");
-}
-
-// "module." is left by DataParallel and DDP, "_orig_mod." by torch.compile; they may be nested.
-static const char *bare_name(const char *name) {
-    for (;;) {
-        if (strncmp(name, "module.", 7) == 0) name += 7;
-        else if (strncmp(name, "_orig_mod.", 10) == 0) name += 10;
-        else return name;
-    }
-}
-
-static int by_name(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
-
-static int strip_prefixes(struct tensor_table *table, struct err *e) {
-    const char **names = mem_array((size_t)table->n, sizeof *names);
-    if (!names) return err_set(e, E_NOMEM, "no memory for %d names", table->n);
-    for (int i = 0; i < table->n; i++) names[i] = table->tensors[i].name = bare_name(table->tensors[i].name);
-    if (table->n) qsort(names, (size_t)table->n, sizeof *names, by_name);
-    int rc = OK;
-    for (int i = 1; i < table->n && rc == OK; i++)
-        if (strcmp(names[i - 1], names[i]) == 0)
-            rc = err_param(e, E_FORMAT, names[i], "tensor '%s' appears twice once 'module.' and '_orig_mod.' are taken off",
-                           names[i]);
-    mem_free(names);
-    return rc;
 }
 
 static int parse(struct checkpoint *c, struct parsed *p, const void *bytes, size_t n, struct err *e) {
@@ -87,28 +61,63 @@ static int parse(struct checkpoint *c, struct parsed *p, const void *bytes, size
     return refuse(bytes, n, e);
 }
 
-int checkpoint_parse(struct checkpoint *c, const void *bytes, size_t n, const char *name, struct err *e) {
-    *c = (struct checkpoint){0};
+static int parse_raw(struct checkpoint *c, const void *bytes, size_t n, const char *name, struct err *e) {
+    *c = (struct checkpoint){.layout = ""};
     struct parsed *p = c->priv = mem_alloc(sizeof *p);
     if (!p) return err_set(e, E_NOMEM, "no memory to parse %s", name);
     int rc = parse(c, p, bytes, n, e);
-    if (rc == OK) rc = strip_prefixes(&c->table, e);
     if (rc == OK) return OK;
     checkpoint_close(c);
     err_prefix(e, "%s", name);
     return rc;
 }
 
-int checkpoint_open(struct checkpoint *c, const char *path, struct err *e) {
+static int settle(struct checkpoint *c, const char *name, struct err *e) {
+    struct parsed *p = c->priv;
+    int rc = layout_settle(&p->layout, &c->table, e);
+    c->layout = p->layout.name;
+    if (rc == OK && p->folder.n_shards) rc = folder_check(&p->folder, &c->table, e);
+    if (rc == OK) return OK;
+    checkpoint_close(c);
+    err_prefix(e, "%s", name);
+    return rc;
+}
+
+int checkpoint_parse(struct checkpoint *c, const void *bytes, size_t n, const char *name, struct err *e) {
+    int rc = parse_raw(c, bytes, n, name, e);
+    return rc == OK ? settle(c, name, e) : rc;
+}
+
+int checkpoint_open_raw(struct checkpoint *c, const char *path, struct err *e) {
     void *bytes;
     size_t n;
     *c = (struct checkpoint){0};
     int rc = file_read(&bytes, &n, path, MAX_FILE, e);
     if (rc != OK) return rc;
-    rc = checkpoint_parse(c, bytes, n, path, e);
+    rc = parse_raw(c, bytes, n, path, e);
     if (rc == OK) c->bytes = bytes;
     else mem_free(bytes);
     return rc;
+}
+
+static int open_folder(struct checkpoint *c, const char *dir, struct err *e) {
+    *c = (struct checkpoint){.layout = "", .format = "diffusers folder", .chosen = ""};
+    struct parsed *p = c->priv = mem_alloc(sizeof *p);
+    if (!p) return err_set(e, E_NOMEM, "no memory to open %s", dir);
+    int rc = folder_open(&p->folder, dir, e);
+    c->table = p->folder.table;
+    c->meta = p->folder.meta;
+    c->n_meta = p->folder.n_meta;
+    if (rc != OK) checkpoint_close(c);
+    return rc;
+}
+
+int checkpoint_open(struct checkpoint *c, const char *path, struct err *e) {
+    struct stat st;
+    struct err local = {0};
+    if (!e) e = &local;
+    int rc = stat(path, &st) == 0 && S_ISDIR(st.st_mode) ? open_folder(c, path, e) : checkpoint_open_raw(c, path, e);
+    return rc == OK ? settle(c, path, e) : rc;
 }
 
 void checkpoint_close(struct checkpoint *c) {
@@ -116,6 +125,8 @@ void checkpoint_close(struct checkpoint *c) {
     if (p) {
         safetensors_close(&p->st);
         pt_close(&p->pt);
+        layout_free(&p->layout);
+        folder_close(&p->folder);
     }
     mem_free(p);
     mem_free(c->bytes);
