@@ -2,8 +2,9 @@
 #include <getopt.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <unistd.h>
 
+#include "core/base/mem.h"
 #include "core/io/import.h"
 #include "server/cmd.h"
 
@@ -100,7 +101,9 @@ int cmd_inspect(int argc, char **argv) {
         if (c != 'h') return fputs(help, stderr), 2;
         return fputs(help, stdout) < 0;
     }
-    struct stat st;
     if (optind + 1 != argc) return fputs(help, stderr), 2;
-    return stat(argv[optind], &st) == 0 && S_ISDIR(st.st_mode) ? inspect_dir(argv[optind]) : inspect_file(argv[optind]);
+    char *described = mem_printf("%s/model.json", argv[optind]);
+    bool is_dir = described && access(described, F_OK) == 0;
+    mem_free(described);
+    return is_dir ? inspect_dir(argv[optind]) : inspect_file(argv[optind]);
 }

@@ -1,53 +1,41 @@
 // SPDX-License-Identifier: MIT
-#include "core/engine/replay.h"
+#include "core/engine/replay_int.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/stat.h>
+#include <unistd.h>
 
 #include "core/base/mem.h"
-#include "core/engine/runner.h"
-#include "core/model/dit.h"
 
-struct replay {
-    struct kern *k;
-    int heads;                // override, or 0
-    bool is_dir;
-    struct model_dir dir;     // is_dir
-    struct checkpoint file;   // else
-    const struct tensor_table *weights;
-    struct arch proven;       // what the tensors tell
-    /* the network of the last case, kept while its shape and size serve */
-    struct runner *runner;
-    struct arch arch;
-    int slots, rows;
-};
-
-// A case opened: its tensors as float32 where they are numbers.
-struct recorded {
-    struct checkpoint file;
-    struct arch arch;
-    int n;            // images
-    size_t numel;     // floats an image
-    float *x, *out, *ours;
-    int32_t *y;
-};
+// What a bare checkpoint tells. Cases of diffusers' weights were recorded with diffusers' numbers.
+static int prove(struct replay *r, struct err *e) {
+    if (arch_infer(&r->proven, r->weights, e)) return e->status;
+    struct { const char *key; int *value; } said[] = {{"num_heads", &r->proven.num_heads}, {"input_size", &r->proven.input_size}};
+    for (size_t i = 0; i < sizeof said / sizeof *said; i++) {
+        const char *v = checkpoint_meta(&r->file, said[i].key);
+        int n = v ? atoi(v) : 0;
+        if (n > 0 && (i == 0 || !*said[i].value)) *said[i].value = n;
+    }
+    r->proven.diffusers = strcmp(r->file.layout, "diffusers") == 0;
+    return OK;
+}
 
 int replay_open(struct replay **out, struct kern *k, const char *model, int heads, struct err *e) {
     *out = NULL;
     struct replay *r = mem_alloc(sizeof *r);
     if (!r) return err_set(e, E_NOMEM, "no memory to replay");
     r->k = k, r->heads = heads;
-    struct stat st;
-    r->is_dir = stat(model, &st) == 0 && S_ISDIR(st.st_mode);
+    char *described = mem_printf("%s/model.json", model);
+    r->is_dir = described && access(described, F_OK) == 0;
+    mem_free(described);
     int rc = r->is_dir ? model_dir_open(&r->dir, model, e) : checkpoint_open(&r->file, model, e);
     if (rc != OK) return mem_free(r), rc;
     r->weights = r->is_dir ? r->dir.weights : &r->file.table;
     if (r->is_dir) r->proven = r->dir.desc.arch;
-    else rc = arch_infer(&r->proven, r->weights, e);
+    else rc = prove(r, e);
     if (rc != OK) return replay_close(r), rc;
     *out = r;
     return OK;
@@ -63,19 +51,19 @@ void replay_close(struct replay *r) {
 
 /* ---- reading a case ---- */
 
-static const char *meta(const struct recorded *c, const char *key) {
+const char *replay_meta(const struct recorded *c, const char *key) {
     const char *v = checkpoint_meta(&c->file, key);
     return v ? v : "";
 }
 
-static int meta_number(double *out, const struct recorded *c, const char *key, struct err *e) {
-    const char *v = meta(c, key);
+int replay_number(double *out, const struct recorded *c, const char *key, struct err *e) {
+    const char *v = replay_meta(c, key);
     char *end;
     *out = strtod(v, &end);
     return *v && !*end ? OK : err_param(e, E_FORMAT, key, "the case's '%s' is \"%s\", not a number", key, v);
 }
 
-static int read_tensor(float **out, struct recorded *c, const char *name, size_t count, struct err *e) {
+int replay_tensor(float **out, struct recorded *c, const char *name, size_t count, struct err *e) {
     const struct tensor *t = tensor_find(&c->file.table, name);
     if (!t) return err_param(e, E_FORMAT, name, "the case has no tensor '%s'", name);
     if (count && t->count != count) return err_param(e, E_FORMAT, name, "the case's tensor '%s' has %zu elements, not %zu", name, t->count, count);
@@ -84,7 +72,7 @@ static int read_tensor(float **out, struct recorded *c, const char *name, size_t
     return *out ? tensor_to_f32(*out, t, e) : err_set(e, E_NOMEM, "no memory for the case's '%s'", name);
 }
 
-static void recorded_close(struct recorded *c) {
+void recorded_close(struct recorded *c) {
     mem_free(c->x), mem_free(c->out), mem_free(c->ours), mem_free(c->y);
     checkpoint_close(&c->file);
 }
@@ -94,7 +82,9 @@ static int check_fits(const struct arch *a, const struct arch *proven, struct er
         {"input_size", a->input_size, proven->input_size},    {"patch_size", a->patch_size, proven->patch_size},
         {"in_channels", a->in_channels, proven->in_channels}, {"hidden_size", a->hidden_size, proven->hidden_size},
         {"depth", a->depth, proven->depth},                   {"num_classes", a->num_classes, proven->num_classes},
-        {"learn_sigma", a->learn_sigma, proven->learn_sigma},
+        {"learn_sigma", a->learn_sigma, proven->learn_sigma}, {"block", a->block, proven->block},
+        {"decoder.hidden_size", a->decoder.hidden_size, proven->decoder.hidden_size},
+        {"decoder.depth", a->decoder.depth, proven->decoder.depth},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         if (fields[i].said != fields[i].is)
@@ -103,10 +93,22 @@ static int check_fits(const struct arch *a, const struct arch *proven, struct er
     return OK;
 }
 
+// A sample has the input's channels; a network of family dit may put out twice as many.
+static int read_out(struct recorded *c, struct err *e) {
+    const struct tensor *t = tensor_find(&c->file.table, "out");
+    if (!t || t->ndim != 4) return err_param(e, E_FORMAT, "out", "the case has no images 'out' [n, C, H, W]");
+    int64_t side = c->arch.input_size, most = c->arch.in_channels * (c->arch.learn_sigma ? 2 : 1);
+    bool fits = t->shape[1] == c->arch.in_channels || (!strcmp(replay_meta(c, "kind"), "forward") && t->shape[1] == most);
+    int64_t shape[4] = {c->n, t->shape[1], side, side};
+    if (!fits || !tensor_shape_is(t, 4, shape)) return err_param(e, E_CONFLICT, "out", "the case's 'out' does not have the network's output shape");
+    c->out_numel = t->count / (size_t)c->n;
+    return replay_tensor(&c->out, c, "out", t->count, e);
+}
+
 // Opens a case whose input images are in tensor `input`.
-static int recorded_open(struct recorded *c, const struct replay *r, const char *input, struct err *e) {
+int recorded_open(struct recorded *c, const struct replay *r, const char *input, struct err *e) {
     c->arch = r->proven;
-    if (arch_parse_config(&c->arch, meta(c, "config"), e)) return e->status;
+    if (*replay_meta(c, "config") && arch_parse_config(&c->arch, replay_meta(c, "config"), e)) return e->status;
     if (check_fits(&c->arch, &r->proven, e)) return e->status;
     if (r->heads) c->arch.num_heads = r->heads;
     if (c->arch.num_heads == 0) return err_param(e, E_CONFLICT, "num_heads", "nothing tells the number of heads: give --heads");
@@ -119,10 +121,10 @@ static int recorded_open(struct recorded *c, const struct replay *r, const char 
     c->n = (int)t->shape[0];
     c->numel = t->count / (size_t)c->n;
     float *y = NULL;
-    int rc = read_tensor(&c->x, c, input, 0, e);
-    if (rc == OK) rc = read_tensor(&c->out, c, "out", t->count, e);
-    if (rc == OK) rc = read_tensor(&y, c, "y", (size_t)c->n, e);
-    c->ours = mem_array(t->count, sizeof *c->ours);
+    int rc = replay_tensor(&c->x, c, input, 0, e);
+    if (rc == OK) rc = read_out(c, e);
+    if (rc == OK) rc = replay_tensor(&y, c, "y", (size_t)c->n, e);
+    c->ours = mem_array((size_t)c->n * c->out_numel, sizeof *c->ours);
     c->y = mem_array((size_t)c->n, sizeof *c->y);
     if (rc == OK && (!c->ours || !c->y)) rc = err_set(e, E_NOMEM, "no memory for the case's outputs");
     int classes = c->arch.num_classes + c->arch.class_dropout;
@@ -136,9 +138,7 @@ static int recorded_open(struct recorded *c, const struct replay *r, const char 
 
 /* ---- comparing ---- */
 
-struct difference { double diff2, ref2, max; bool finite; };
-
-static void compare(struct difference *d, const float *ours, const float *recorded, size_t n) {
+void replay_compare(struct difference *d, const float *ours, const float *recorded, size_t n) {
     for (size_t i = 0; i < n; i++) {
         double diff = (double)ours[i] - (double)recorded[i];
         if (!isfinite(ours[i])) d->finite = false;
@@ -148,42 +148,8 @@ static void compare(struct difference *d, const float *ours, const float *record
     }
 }
 
-static void conclude(struct replay_result *result, const struct difference *d, double tolerance) {
+void replay_conclude(struct replay_result *result, const struct difference *d, double tolerance) {
     *result = (struct replay_result){.rel_l2 = sqrt(d->diff2 / d->ref2), .max_abs = d->max, .tolerance = tolerance, .finite = d->finite};
-}
-
-/* ---- kind: forward ---- */
-
-static int forward_rows(struct dit *m, struct replay *r, struct recorded *c, const float *t, const int32_t *y, struct err *e) {
-    int rc = r->k->upload(r->k, dit_x(m), c->x, (size_t)c->n * c->numel * sizeof(float));
-    if (rc) return err_set(e, E_DEVICE, "%s", r->k->why);
-    rc = dit_forward(m, c->n, t, y, e);
-    if (rc != OK) return rc;
-    rc = r->k->download(r->k, c->ours, dit_out(m), (size_t)c->n * c->numel * sizeof(float));
-    return rc ? err_set(e, E_DEVICE, "%s", r->k->why) : OK;
-}
-
-static int replay_forward(struct replay *r, struct recorded *c, struct replay_result *result, struct err *e) {
-    struct difference d = {.finite = true};
-    struct dit *m = NULL;
-    float *t = NULL;
-    int rc = recorded_open(c, r, "x", e);
-    if (rc == OK) rc = read_tensor(&t, c, "t", (size_t)c->n, e);
-    if (rc == OK) rc = dit_new(&m, r->k, &c->arch, r->weights, c->arch.in_channels, c->n, e);
-    if (rc == OK) rc = forward_rows(m, r, c, t, c->y, e);
-    if (rc == OK) {
-        compare(&d, c->ours, c->out, (size_t)c->n * c->numel);
-        if (tensor_find(&c->file.table, "out_null")) {
-            rc = read_tensor(&c->out, c, "out_null", (size_t)c->n * c->numel, e);
-            for (int i = 0; i < c->n; i++) c->y[i] = c->arch.num_classes;
-            if (rc == OK) rc = forward_rows(m, r, c, t, c->y, e);
-            if (rc == OK) compare(&d, c->ours, c->out, (size_t)c->n * c->numel);
-        }
-        conclude(result, &d, 1e-5);
-    }
-    dit_free(m);
-    mem_free(t);
-    return rc;
 }
 
 /* ---- kind: sample ---- */
@@ -197,43 +163,43 @@ struct sampling {
 };
 
 static int setting(int index, const struct recorded *c, const char *key, struct err *e) {
-    return index >= 0 ? OK : err_param(e, E_UNSUPPORTED, key, "the case's %s \"%s\" is not known", key, meta(c, key));
+    return index >= 0 ? OK : err_param(e, E_UNSUPPORTED, key, "the case's %s \"%s\" is not known", key, replay_meta(c, key));
 }
 
 static int parse_ode(struct sampler_spec *s, const struct recorded *c, int points, struct err *e) {
-    const char *method = meta(c, "method");
+    const char *method = replay_meta(c, "method");
     int m = !strcmp(method, "heun2") ? METHOD_HEUN : sampler_method_parse(method);
     if (setting(m, c, "method", e)) return e->status;
     s->method = (enum sampler_method)m;
     s->steps = points - 1;
     if (s->method != METHOD_DOPRI5) return OK;
-    return meta_number(&s->atol, c, "atol", e) || meta_number(&s->rtol, c, "rtol", e) ? e->status : OK;
+    return replay_number(&s->atol, c, "atol", e) || replay_number(&s->rtol, c, "rtol", e) ? e->status : OK;
 }
 
 static int parse_sde(struct sampler_spec *s, const struct recorded *c, int points, struct err *e) {
     char lower[64];
-    snprintf(lower, sizeof lower, "%s", meta(c, "method"));
+    snprintf(lower, sizeof lower, "%s", replay_meta(c, "method"));
     for (char *p = lower; *p; p++) *p |= 0x20;
     int method = sampler_method_parse(lower);
-    const char *form = meta(c, "diffusion_form");
+    const char *form = replay_meta(c, "diffusion_form");
     int w = !strcasecmp(form, "inccreasing-decreasing") ? W_INC_DEC : -1; // the recorder's spelling
     for (int i = 0; w < 0 && i < W_COUNT; i++)
         if (!strcasecmp(form, w_form_name(i))) w = i;
     int last = -1;
     for (int i = 0; i < LAST_COUNT; i++)
-        if (!strcasecmp(meta(c, "last_step"), last_step_name(i))) last = i;
+        if (!strcasecmp(replay_meta(c, "last_step"), last_step_name(i))) last = i;
     if (setting(method, c, "method", e) || setting(w, c, "diffusion_form", e) || setting(last, c, "last_step", e)) return e->status;
     s->method = (enum sampler_method)method, s->w_t = (enum w_form)w, s->last = (enum last_step)last;
     s->steps = last == LAST_NONE ? points - 1 : points;
-    if (meta_number(&s->w_t_scale, c, "diffusion_norm", e)) return e->status;
-    return last == LAST_NONE ? OK : meta_number(&s->last_size, c, "last_step_size", e);
+    if (replay_number(&s->w_t_scale, c, "diffusion_norm", e)) return e->status;
+    return last == LAST_NONE ? OK : replay_number(&s->last_size, c, "last_step_size", e);
 }
 
 static int parse_sampling(struct sampling *s, const struct replay *r, const struct recorded *c, struct err *e) {
     double points, cfg;
-    int path = path_parse(meta(c, "path")), prediction = prediction_parse(meta(c, "prediction")), type = sampler_type_parse(meta(c, "sampler"));
+    int path = path_parse(replay_meta(c, "path")), prediction = prediction_parse(replay_meta(c, "prediction")), type = sampler_type_parse(replay_meta(c, "sampler"));
     if (setting(path, c, "path", e) || setting(prediction, c, "prediction", e) || setting(type, c, "sampler", e)) return e->status;
-    if (meta_number(&points, c, "num_steps", e) || meta_number(&cfg, c, "cfg", e)) return e->status;
+    if (replay_number(&points, c, "num_steps", e) || replay_number(&cfg, c, "cfg", e)) return e->status;
     if (!(points >= 2 && points <= SAMPLER_MAX_STEPS)) return err_param(e, E_RANGE, "num_steps", "the case's num_steps is %g", points);
     s->model = (struct sampler_model){.path = (enum path_kind)path, .prediction = (enum prediction)prediction};
     sampler_defaults(&s->spec, &s->model, (enum sampler_type)type);
@@ -250,7 +216,7 @@ static int gather_noise(struct sampling *s, struct recorded *c, struct err *e) {
     size_t image = (size_t)c->n * c->numel, recorded = t ? t->count / image : 0;
     float *flat = NULL;
     if (t && (t->count % image || recorded > SAMPLER_MAX_EVALUATIONS)) return err_param(e, E_FORMAT, "noise", "the case's noise is not [draws, n, C, H, W]");
-    if (t && read_tensor(&flat, c, "noise", 0, e)) return mem_free(flat), e->status;
+    if (t && replay_tensor(&flat, c, "noise", 0, e)) return mem_free(flat), e->status;
     s->draws = (uint32_t)recorded + 1;
     s->noise = mem_array(image * s->draws, sizeof *s->noise);
     if (!s->noise) return mem_free(flat), err_set(e, E_NOMEM, "no memory for the case's noise");
@@ -325,8 +291,8 @@ static int replay_sample(struct replay *r, struct recorded *c, struct replay_res
     }
     if (rc == OK) {
         struct difference d = {.finite = true};
-        compare(&d, c->ours, c->out, (size_t)c->n * c->numel);
-        conclude(result, &d, adaptive ? 1e-3 : 1e-4);
+        replay_compare(&d, c->ours, c->out, (size_t)c->n * c->numel);
+        replay_conclude(result, &d, adaptive ? 1e-3 : 1e-4);
     }
     mem_free(slots), mem_free(live), mem_free(s.noise);
     return rc;
@@ -338,11 +304,12 @@ int replay_case(struct replay *r, const char *path, struct replay_result *result
     if (!e) e = &local;
     int rc = checkpoint_open(&c.file, path, e);
     if (rc != OK) return rc;
-    if (strcmp(meta(&c, "family"), "sit") != 0)
-        rc = err_param(e, E_UNSUPPORTED, "family", "the case's family \"%s\" is not known here", meta(&c, "family"));
-    else if (!strcmp(meta(&c, "kind"), "forward")) rc = replay_forward(r, &c, result, e);
-    else if (!strcmp(meta(&c, "kind"), "sample")) rc = replay_sample(r, &c, result, e);
-    else rc = err_param(e, E_UNSUPPORTED, "kind", "the case's kind \"%s\" is not known here", meta(&c, "kind"));
+    const char *family = replay_meta(&c, "family"), *kind = replay_meta(&c, "kind");
+    if (!strcmp(kind, "forward")) rc = replay_forward(r, &c, result, e);
+    else if (strcmp(family, "sit") != 0)
+        rc = err_param(e, E_UNSUPPORTED, "family", "the case's family \"%s\" is not known here", family);
+    else if (!strcmp(kind, "sample")) rc = replay_sample(r, &c, result, e);
+    else rc = err_param(e, E_UNSUPPORTED, "kind", "the case's kind \"%s\" is not known here", kind);
     recorded_close(&c);
     return rc;
 }
