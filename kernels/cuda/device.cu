@@ -210,6 +210,8 @@ static void fill(struct kern *k) {
     k->norm_modulate = cuda_norm_modulate;
     k->gate_norm = cuda_gate_norm;
     k->attention = cuda_attention;
+    k->set_token = cuda_set_token;
+    k->cross_attention = cuda_cross_attention;
     k->gather = cuda_gather;
     k->row_update = cuda_row_update;
     k->row_norm = cuda_row_norm;

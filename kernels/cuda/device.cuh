@@ -52,6 +52,8 @@ int cuda_gate_norm(struct kern *, void *y, float *x, const void *h, const float 
                    int R, int T, int C, float eps, float *save_mean, float *save_rstd);
 int cuda_attention(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);
 int cuda_attention_f32(struct kern *, float *o, const float *qkv, int R, int T, int H, int D, float *save_lse);
+int cuda_set_token(struct kern *, float *x, const float *v, int R, int T, int C, int at);
+int cuda_cross_attention(struct kern *, void *o, const void *q, const float *kv, int ld, int R, int T, int S, int H, int D);
 int cuda_gather(struct kern *, float *in, const float *cols, size_t numel, const struct kern_gather *, int n);
 int cuda_row_update(struct kern *, float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,
                     const struct kern_row_update *, int n);

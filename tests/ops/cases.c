@@ -112,6 +112,10 @@ const struct op_case op_cases[] = {
     HEADS_BF16(9, 3, 24),
     HEADS_BF16(300, 1, 128),
     HEADS_BF16(1, 1, 8),
+    {.name = "set token", .op = OP_SET_TOKEN, .T = 5, .C = 40, .N = 3},
+    {.name = "cross-attention", .op = OP_CROSS, .T = 64, .C = 192, .H = 3, .N = 2, .tol = F32_TOL},
+    {.name = "cross-attention, odd", .op = OP_CROSS, .T = 9, .C = 72, .H = 3, .N = 5, .tol = F32_TOL},
+    {.name = "cross-attention bf16", .op = OP_CROSS, .dtype = KERN_BF16, .T = 16, .C = 48, .H = 2, .N = 2, .tol = BF16_TOL},
     {.name = "gather", .op = OP_GATHER, .T = 1, .C = 1000, .bench = true},
     {.name = "row update", .op = OP_ROW_UPDATE, .T = 16, .C = 4, .bench = true},
     {.name = "row update, odd plane", .op = OP_ROW_UPDATE, .T = 7, .C = 3},
@@ -275,6 +279,10 @@ static int make(struct op_run *o, const int *id) {
     case OP_ATTENTION:
         add(o, T * C, OUT | ACT, id), add(o, 3 * T * C, ACT, id);
         return c->save ? (add(o, T * (size_t)c->H, OUT, id), 0) : 0;
+    case OP_SET_TOKEN:
+        return add(o, T * C, OUT, id), add(o, C, 0, id), 0;
+    case OP_CROSS: // keys and values of two blocks, of which the second's are used
+        return add(o, T * C, OUT | ACT, id), add(o, T * C, ACT, id), add(o, N * 4 * C, 0, id), 0;
     case OP_GATHER:
         return add(o, C, OUT, id), add(o, KERN_COLS * C, 0, id), descriptors(o, id);
     case OP_ROW_UPDATE:
@@ -370,6 +378,10 @@ int op_run(struct op_run *o) {
         return k->gate_norm(k, c->N ? NULL : p[0], p[1], p[2], mod, mod + C, mod + 2 * C, 3 * C, R, T, C, 1e-6f, p[4], p[5]);
     case OP_ATTENTION:
         return k->attention(k, p[0], p[1], R, T, c->H, C / c->H, p[2]);
+    case OP_SET_TOKEN:
+        return k->set_token(k, p[0], p[1], R, T, C, c->N);
+    case OP_CROSS:
+        return k->cross_attention(k, p[0], p[1], (const float *)p[2] + 2 * C, 4 * C, R, T, c->N, c->H, C / c->H);
     case OP_GATHER:
         return k->gather(k, p[0], p[1], (size_t)C, o->desc, R);
     case OP_ROW_UPDATE:

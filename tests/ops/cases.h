@@ -22,6 +22,8 @@ enum op {
     OP_NORM,
     OP_GATE_NORM,
     OP_ATTENTION,
+    OP_SET_TOKEN,
+    OP_CROSS,
     OP_GATHER,
     OP_ROW_UPDATE,
     OP_ROW_NORM,
