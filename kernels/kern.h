@@ -59,20 +59,24 @@ struct kern_linear_spec {
  * row_update: the one op behind every sampler.
  *
  * A slot is one image in the making: KERN_COLS columns of `numel` floats, column j of slot s at cols + (s*KERN_COLS + j)*numel.
- * After an evaluation each slot's columns move by a small matrix: dst_a <- sum_j c[a][j]*col_j + c_out[a]*F + c_noise[a]*Z, all
- * assignments reading the OLD columns. Terms whose coefficient is exactly 0 are not read (0 x NaN does not happen). Terms are
- * added in index order (columns, F, Z) with fmaf, starting from 0.
+ * After an evaluation each slot's columns move by a small matrix: dst_a <- sum_j c[a][j]*col_j + c_out[a]*F + c_clip[a]*D +
+ * c_noise[a]*Z, all assignments reading the OLD columns. Terms whose coefficient is exactly 0 are not read (0 x NaN does not
+ * happen). Terms are added in index order (columns, F, D, Z) with fmaf, starting from 0.
  * F is the guided network output of element e in channel ch = e / (I*I):
  *   F = out[u] + scale*(out[c] - out[u])   for ch < guided and row u >= 0,   else out[rest]
  * where out[r] is row r of the network's output (first `numel` floats of each row used, rows `out_ld` floats apart).
+ * D is a clipped estimate of the data, clamp(sum_j clip.c[j]*col_j + clip.c_out*F, -1, 1), a NaN staying one.
  * Z is a standard normal: noise != NULL reads noise[slot*numel + e], else philox_normal(seed, image, draw, e) (kernels/philox.h).
+ * learned: Z is first multiplied by kern_expf(log_lo + f*log_span) (kernels/exp.h), f = (v + 1)/2, v the guided output of element
+ * numel + e, in the second half of the network's channels (`guided` counts output channels and may reach there); out_ld >= 2*numel.
  */
 #define KERN_COLS 12
 #define KERN_ASSIGN 3
 struct kern_assign {
     int dst;            // column
-    float c[KERN_COLS], c_out, c_noise;
+    float c[KERN_COLS], c_out, c_clip, c_noise;
 };
+struct kern_clip { float c[KERN_COLS], c_out; };
 struct kern_row_update {
     int slot;
     int row_c, row_u, row_rest; // rows of the network's output; -1: none (row_u -1: no guidance; all -1: c_out must be 0)
@@ -80,6 +84,9 @@ struct kern_row_update {
     int guided;                 // leading channels that are guided
     uint64_t seed;
     uint32_t image, draw;       // Philox stream: seed_index + image index, and the solver's draw number
+    int learned;                // 1: the network's second half of channels scales the noise
+    float log_lo, log_span;     // of the standard deviation, for learned
+    struct kern_clip clip;      // of D
     int n;
     struct kern_assign assign[KERN_ASSIGN];
 };

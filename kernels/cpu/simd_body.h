@@ -18,6 +18,7 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/simd_math.h"
+#include "kernels/exp.h"
 #include "kernels/philox.h"
 
 #define NR (2 * W)
@@ -313,13 +314,23 @@ static void normals(float z[4 * BLOCKS], const struct kern_row_update *u, uint32
     }
 }
 
-static void assign_piece(float *v, const struct kern_assign *a, const float *cols, size_t numel, const float *F, const float *Z,
-                         size_t n) {
+static void combined_piece(float *v, const float *c, float c_out, const float *cols, size_t numel, const float *F, size_t n) {
     for (size_t i = 0; i < n; i++) v[i] = 0;
     for (size_t j = 0; j < KERN_COLS; j++)
-        for (size_t i = 0; i < n && a->c[j] != 0; i++) v[i] = fmaf(a->c[j], cols[j * numel + i], v[i]);
-    for (size_t i = 0; i < n && a->c_out != 0; i++) v[i] = fmaf(a->c_out, F[i], v[i]);
+        for (size_t i = 0; i < n && c[j] != 0; i++) v[i] = fmaf(c[j], cols[j * numel + i], v[i]);
+    for (size_t i = 0; i < n && c_out != 0; i++) v[i] = fmaf(c_out, F[i], v[i]);
+}
+
+static void assign_piece(float *v, const struct kern_assign *a, const float *cols, size_t numel, const float *F, const float *D,
+                         const float *Z, size_t n) {
+    combined_piece(v, a->c, a->c_out, cols, numel, F, n);
+    for (size_t i = 0; i < n && a->c_clip != 0; i++) v[i] = fmaf(a->c_clip, D[i], v[i]);
     for (size_t i = 0; i < n && a->c_noise != 0; i++) v[i] = fmaf(a->c_noise, Z[i], v[i]);
+}
+
+static void clip_piece(float *D, const struct kern_clip *c, const float *cols, size_t numel, const float *F, size_t n) {
+    combined_piece(D, c->c, c->c_out, cols, numel, F, n);
+    for (size_t i = 0; i < n; i++) D[i] = D[i] < -1 ? -1 : D[i] > 1 ? 1 : D[i];
 }
 
 static void guided_piece(float *F, const struct kern_row_update *u, const float *out, size_t ld, size_t e, size_t n,
@@ -332,21 +343,36 @@ static void guided_piece(float *F, const struct kern_row_update *u, const float 
     for (size_t i = 0; i < n; i++) F[i] = fmaf(u->scale, with[i] - without[i], without[i]);
 }
 
+// Zs <- Z times what the network's second half of channels says of the noise's size
+static void learned_piece(float *Zs, const float *Z, const struct kern_row_update *u, const float *out, size_t ld, size_t e, size_t n,
+                          size_t plane) {
+    float v[PIECE];
+    guided_piece(v, u, out, ld, e, n, plane);
+    for (size_t i = 0; i < n; i++) Zs[i] = Z[i] * kern_expf(fmaf(fmaf(0.5f, v[i], 0.5f), u->log_span, u->log_lo));
+}
+
 static void row_update(float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,
                        const struct kern_row_update *u) {
-    bool reads_out = false, reads_noise = false;
+    bool reads_out = false, reads_noise = false, reads_clip = false;
     for (int i = 0; i < u->n; i++) {
         reads_out |= u->assign[i].c_out != 0;
+        reads_clip |= u->assign[i].c_clip != 0;
         reads_noise |= u->assign[i].c_noise != 0;
     }
-    for (size_t e = 0, n; e < numel; e += n) { // a piece lies in one channel
-        float F[PIECE], z[4 * BLOCKS], v[KERN_ASSIGN][PIECE];
+    reads_out |= reads_clip && u->clip.c_out != 0;
+    for (size_t e = 0, n; e < numel; e += n) { // a piece lies in one channel, and so does its place in the second half
+        float F[PIECE], D[PIECE], scaled[PIECE], z[4 * BLOCKS], v[KERN_ASSIGN][PIECE];
         const float *Z = noise ? noise + e : z + e % 4;
         n = plane - e % plane < PIECE ? plane - e % plane : PIECE;
         if (n > numel - e) n = numel - e;
         if (reads_out) guided_piece(F, u, out, out_ld, e, n, plane);
+        if (reads_clip) clip_piece(D, &u->clip, cols + e, numel, F, n);
         if (reads_noise && !noise) normals(z, u, (uint32_t)(e / 4));
-        for (int i = 0; i < u->n; i++) assign_piece(v[i], &u->assign[i], cols + e, numel, F, Z, n);
+        if (reads_noise && u->learned) {
+            learned_piece(scaled, Z, u, out, out_ld, numel + e, n, plane);
+            Z = scaled;
+        }
+        for (int i = 0; i < u->n; i++) assign_piece(v[i], &u->assign[i], cols + e, numel, F, D, Z, n);
         for (int i = 0; i < u->n; i++) memcpy(cols + (size_t)u->assign[i].dst * numel + e, v[i], n * sizeof(float));
     }
 }

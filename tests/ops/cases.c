@@ -200,7 +200,7 @@ static struct kern_row_update update_of(int id, int place) {
                                 .row_u = id % 3 ? 2 * place + 1 : -1,
                                 .row_rest = 2 * place,
                                 .scale = 1.5f + (float)id,
-                                .guided = 2,
+                                .guided = 2 + 3 * (id % 2),
                                 .seed = 42u + (uint64_t)id,
                                 .image = 3,
                                 .draw = (uint32_t)id,
@@ -208,7 +208,12 @@ static struct kern_row_update update_of(int id, int place) {
     for (int a = 0; a < u.n; a++) {
         u.assign[a] = (struct kern_assign){.dst = (a + id) % KERN_COLS, .c_out = a == 1 ? 0 : 0.3f, .c_noise = id % 2 ? 0.7f : 0};
         for (int j = 0; j < KERN_COLS; j++) u.assign[a].c[j] = (j + id + a) % 3 ? 0 : 0.1f * (float)(j + 1);
+        if (id % 4 == 3 && a == 0) u.assign[a].c_clip = -0.4f; // F is then wanted by the clip at least
     }
+    u.learned = id % 5 == 3;
+    u.log_lo = -1.5f;
+    u.log_span = 0.7f;
+    u.clip = (struct kern_clip){.c = {[1] = 0.8f, [4] = -0.5f}, .c_out = 0.9f};
     return u;
 }
 
@@ -286,7 +291,7 @@ static int make(struct op_run *o, const int *id) {
     case OP_GATHER:
         return add(o, C, OUT, id), add(o, KERN_COLS * C, 0, id), descriptors(o, id);
     case OP_ROW_UPDATE:
-        return add(o, KERN_COLS * C * side2, OUT, id), add(o, 2 * C * side2, 0, id), descriptors(o, id);
+        return add(o, KERN_COLS * C * side2, OUT, id), add(o, 4 * C * side2, 0, id), descriptors(o, id);
     case OP_ROW_NORM:
         return add(o, KERN_COLS * C, 0, id), descriptors(o, id);
     case OP_NET:
@@ -385,7 +390,7 @@ int op_run(struct op_run *o) {
     case OP_GATHER:
         return k->gather(k, p[0], p[1], (size_t)C, o->desc, R);
     case OP_ROW_UPDATE:
-        return k->row_update(k, p[0], n, n / (size_t)C, p[1], n, NULL, o->desc, R);
+        return k->row_update(k, p[0], n, n / (size_t)C, p[1], 2 * n, NULL, o->desc, R);
     case OP_ROW_NORM:
         return k->row_norm(k, o->norms, p[0], (size_t)C, o->desc, R);
     case OP_NET:
