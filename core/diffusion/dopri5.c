@@ -170,7 +170,7 @@ static void finish(struct sampler *s, struct sampler_step *out) {
     if (s->spec.replay && u < 1) interpolate(out, s->h, u);
     else copy(out, SAMPLER_X, COL_Y);
     s->t = s->t1;
-    s->phase = PHASE_DONE;
+    s->phase = solver_denoises(&s->spec, &s->model) ? PHASE_DENOISE : PHASE_DONE;
 }
 
 static int accept(struct sampler *s, struct sampler_step *out, struct err *err) {

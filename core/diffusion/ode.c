@@ -10,7 +10,7 @@
 
 #include <stddef.h>
 
-static const struct tableau euler = { .stages = 1, .b = { 1 } };
+const struct tableau ode_euler = { .stages = 1, .b = { 1 } };
 const struct tableau ode_heun = { .stages = 2, .c = { 0, 1 }, .a = { { 0 }, { 1 } }, .b = { 0.5, 0.5 } };
 static const struct tableau midpoint = { .stages = 2, .c = { 0, 0.5 }, .a = { { 0 }, { 0.5 } }, .b = { 0, 1 } };
 static const struct tableau rk4 = {
@@ -22,7 +22,7 @@ static const struct tableau rk4 = {
 
 static const struct tableau *tableau_of(enum sampler_method m) {
     switch (m) {
-    case METHOD_EULER: return &euler;
+    case METHOD_EULER: return &ode_euler;
     case METHOD_HEUN: return &ode_heun;
     case METHOD_MIDPOINT: return &midpoint;
     case METHOD_RK4: return &rk4;

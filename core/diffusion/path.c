@@ -89,7 +89,7 @@ double path_time(enum path_kind k, double alpha, double sigma) {
     return vp_time(alpha, sigma);
 }
 
-static double var_over_sigma(const struct path_at *at) {
+double path_var_over_sigma(const struct path_at *at) {
     if (at->kind == PATH_LINEAR) return 1 / at->alpha;
     if (at->kind == PATH_GVP) return half_pi / at->alpha;
     return at->var / at->sigma;
@@ -97,7 +97,7 @@ static double var_over_sigma(const struct path_at *at) {
 
 struct lin path_velocity(const struct path_at *at, enum prediction p) {
     switch (p) {
-    case PRED_NOISE: return (struct lin){ at->ratio, -var_over_sigma(at) };
+    case PRED_NOISE: return (struct lin){ at->ratio, -path_var_over_sigma(at) };
     case PRED_SCORE: return (struct lin){ at->ratio, at->var };
     default: return (struct lin){ 0, 1 };
     }

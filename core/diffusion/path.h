@@ -25,6 +25,7 @@ struct path_at { // a path's numbers at one t
     double var;   // V(t) = ratio*sigma^2 - sigma*sigma' : velocity = V*score + ratio*x
 };
 void path_eval(enum path_kind, double t, struct path_at *);
+double path_var_over_sigma(const struct path_at *); // V/sigma, finite at t = 1 of linear and GVP
 // The inverse: the time with the signal-to-noise ratio alpha/sigma (each >= 0, not both 0). Below VP's least ratio, 0.0066: 0.
 double path_time(enum path_kind, double alpha, double sigma);
 

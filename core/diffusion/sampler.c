@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * The common part: names, ranges, the grid, the first move, and the guards around every step (guidance interval, finite
- * coefficients, counting).
+ * The common part: names, defaults, the grid, the first move, the last one, and the guards around every step (guidance interval,
+ * finite coefficients, counting). check.c has the ranges.
  */
 #include "core/diffusion/solver.h"
 
@@ -11,9 +11,10 @@
 
 #define DOPRI5_ESTIMATE 62 // first guess of dopri5's evaluations: ten steps
 
-static const char *const type_names[SAMPLER_TYPE_COUNT] = { "ode", "sde" };
-static const char *const method_names[METHOD_COUNT] = { "euler", "heun", "midpoint", "rk4", "dopri5" };
-static const char *const form_names[W_COUNT] = { "constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing" };
+static const char *const type_names[SAMPLER_TYPE_COUNT] = {"ode", "sde", "ddpm", "ddim", "edm"};
+static const char *const method_names[METHOD_COUNT] = {"euler", "heun", "midpoint", "rk4", "dopri5", "exponential", "dpmpp2m"};
+static const char *const form_names[W_COUNT] = {"constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing",
+                                                "kl-eta", "knots"};
 static const char *const last_names[LAST_COUNT] = { "none", "mean", "tweedie", "euler" };
 
 static const char *name_at(const char *const *names, int n, int i) { return i >= 0 && i < n ? names[i] : "?"; }
@@ -33,90 +34,56 @@ int sampler_method_parse(const char *s) { return index_of(method_names, METHOD_C
 int last_step_parse(const char *s) { return index_of(last_names, LAST_COUNT, s); }
 int w_form_parse(const char *s) { return s && strcmp(s, "kl") == 0 ? (int)W_SBDM : index_of(form_names, W_COUNT, s); }
 
-static bool adaptive(const struct sampler_spec *spec) { return spec->type == SAMPLER_ODE && spec->method == METHOD_DOPRI5; }
+bool solver_adaptive(const struct sampler_spec *spec) { return spec->type == SAMPLER_ODE && spec->method == METHOD_DOPRI5; }
+
+bool solver_discrete(const struct sampler_spec *spec, const struct sampler_model *m) {
+    return m->kind == MODEL_DISCRETE && (spec->type == SAMPLER_DDPM || spec->type == SAMPLER_DDIM);
+}
+
+bool solver_exponential(const struct sampler_spec *spec, const struct sampler_model *m) {
+    if (spec->type == SAMPLER_DDIM) return !solver_discrete(spec, m);
+    return spec->type == SAMPLER_ODE && (spec->method == METHOD_EXPONENTIAL || spec->method == METHOD_DPMPP2M);
+}
+
+bool solver_denoises(const struct sampler_spec *spec, const struct sampler_model *m) {
+    return spec->type == SAMPLER_ODE && spec->denoise && !solver_exponential(spec, m);
+}
+
+enum path_kind sampler_home_path(const struct sampler_model *m) {
+    return m->kind == MODEL_DISCRETE ? PATH_VP : m->kind == MODEL_EDM ? PATH_LINEAR : m->path;
+}
+
+enum sampler_type sampler_home_type(const struct sampler_model *m) {
+    return m->kind == MODEL_DISCRETE ? SAMPLER_DDPM : m->kind == MODEL_EDM ? SAMPLER_EDM : SAMPLER_ODE;
+}
 
 void sampler_defaults(struct sampler_spec *spec, const struct sampler_model *model, enum sampler_type type) {
-    bool ode = type == SAMPLER_ODE;
+    static const int steps[SAMPLER_TYPE_COUNT] = {50, 250, 250, 50, 40};
+    double least, most;
+    convert_range(model, &least, &most);
     *spec = (struct sampler_spec){
         .type = type,
-        .method = ode ? METHOD_HEUN : METHOD_EULER,
-        .steps = ode ? 50 : 250,
+        .method = type == SAMPLER_ODE || type == SAMPLER_EDM ? METHOD_HEUN : METHOD_EULER,
+        .steps = steps[type],
+        .denoise = model->kind != MODEL_PATH,
         .max_evaluations = 1000,
-        .path = model->path,
+        .path = sampler_home_path(model),
         .w_t = W_SIGMA,
         .w_t_scale = 1,
         .last = LAST_MEAN,
         .last_size = 0.04,
         .atol = 1e-6,
         .rtol = 1e-3,
+        .s_max = INFINITY,
+        .s_noise = 1,
+        .rho = 7,
+        .sigma_min = fmax(0.002, 1 / most),
+        .sigma_max = least > 0 ? fmin(80, 1 / least) : 80,
         .guidance = 1,
         .guide_from = 0,
         .guide_to = 1,
         .guide_channels = INT_MAX,
     };
-}
-
-/* ranges */
-
-static int in_range(double v, double lo, double hi, const char *param, struct err *err) {
-    if (v >= lo && v <= hi) return OK; // false for NaN
-    return err_param(err, E_RANGE, param, "%s must be from %g to %g", param, lo, hi);
-}
-
-static int above(double v, double lo, double hi, const char *param, struct err *err) {
-    if (v > lo && v <= hi) return OK;
-    return err_param(err, E_RANGE, param, "%s must be above %g and at most %g", param, lo, hi);
-}
-
-static int one_of(int v, int count, const char *param, struct err *err) {
-    return v >= 0 && v < count ? OK : err_param(err, E_RANGE, param, "%s has no value number %d", param, v);
-}
-
-static int check_guidance(const struct sampler_spec *spec, struct err *err) {
-    int rc = in_range(spec->guidance, 0, 1e6, "guidance.scale", err);
-    if (!rc) rc = in_range(spec->guide_from, 0, 1, "guidance.interval", err);
-    if (!rc) rc = in_range(spec->guide_to, 0, 1, "guidance.interval", err);
-    if (!rc && spec->guide_from > spec->guide_to)
-        rc = err_param(err, E_RANGE, "guidance.interval", "guidance.interval must not end (%g) before it begins (%g)",
-                       spec->guide_to, spec->guide_from);
-    if (!rc && spec->guidance != 1 && spec->guide_channels < 1)
-        rc = err_param(err, E_RANGE, "guidance.channels", "guidance.channels must be at least 1");
-    return rc;
-}
-
-static int check_ode(const struct sampler_spec *spec, struct err *err) {
-    if (spec->method != METHOD_DOPRI5) return in_range(spec->steps, 1, SAMPLER_MAX_STEPS, "sampler.steps", err);
-    int rc = in_range(spec->max_evaluations, 8, SAMPLER_MAX_EVALUATIONS, "sampler.max_evaluations", err);
-    if (!rc) rc = above(spec->atol, 0, 1, "sampler.atol", err);
-    return rc ? rc : in_range(spec->rtol, 0, 1, "sampler.rtol", err);
-}
-
-static int check_sde(const struct sampler_spec *spec, const struct sampler_model *model, struct err *err) {
-    if (spec->method != METHOD_EULER && spec->method != METHOD_HEUN)
-        return err_param(err, E_RANGE, "sampler.method", "sampler.method of an sde is euler or heun, not %s",
-                         sampler_method_name((int)spec->method));
-    int rc = one_of((int)spec->w_t, W_COUNT, "sampler.w_t", err);
-    if (!rc) rc = above(spec->w_t_scale, 0, 1e6, "sampler.w_t_scale", err);
-    if (!rc) rc = one_of((int)spec->last, LAST_COUNT, "sampler.last_step", err);
-    if (!rc) rc = in_range(spec->steps, spec->last == LAST_NONE ? 1 : 2, SAMPLER_MAX_STEPS, "sampler.steps", err);
-    if (rc || spec->last == LAST_NONE) return rc;
-    struct interval iv;
-    rc = in_range(spec->last_size, 0, 1, "sampler.last_step_size", err);
-    if (rc) return rc;
-    interval_of(spec, model, &iv);
-    if (iv.t1 > iv.t0) return OK;
-    return err_param(err, E_RANGE, "sampler.last_step_size",
-                     "sampler.last_step_size must be below %g: this sampler starts at t = %.4g", 1 - iv.t0, iv.t0);
-}
-
-int sampler_check(const struct sampler_spec *spec, const struct sampler_model *model, struct err *err) {
-    int rc = one_of((int)spec->type, SAMPLER_TYPE_COUNT, "sampler.type", err);
-    if (!rc) rc = one_of((int)spec->method, METHOD_COUNT, "sampler.method", err);
-    if (!rc) rc = one_of((int)spec->path, PATH_COUNT, "interpolant", err);
-    if (!rc) rc = one_of((int)model->path, PATH_COUNT, "model.path", err);
-    if (!rc) rc = one_of((int)model->prediction, PRED_COUNT, "model.prediction", err);
-    if (!rc) rc = spec->type == SAMPLER_ODE ? check_ode(spec, err) : check_sde(spec, model, err);
-    return rc ? rc : check_guidance(spec, err);
 }
 
 int sampler_notes(const struct sampler_spec *spec, const struct sampler_model *model, const char **notes, int max) {
@@ -129,9 +96,11 @@ int sampler_notes(const struct sampler_spec *spec, const struct sampler_model *m
 }
 
 int sampler_evaluations(const struct sampler_spec *spec, const struct sampler_model *model) {
-    (void)model;
-    if (adaptive(spec)) return spec->max_evaluations < DOPRI5_ESTIMATE ? spec->max_evaluations : DOPRI5_ESTIMATE;
-    if (spec->type == SAMPLER_ODE) return spec->steps * ode_stages(spec->method);
+    int last = solver_denoises(spec, model);
+    if (solver_adaptive(spec)) return (spec->max_evaluations < DOPRI5_ESTIMATE ? spec->max_evaluations : DOPRI5_ESTIMATE) + last;
+    if (spec->type == SAMPLER_EDM) return edm_evaluations(spec);
+    if (solver_exponential(spec, model) || solver_discrete(spec, model)) return spec->steps;
+    if (spec->type == SAMPLER_ODE) return spec->steps * ode_stages(spec->method) + last;
     int n = sde_steps(spec);
     return n * ode_stages(spec->method) + (spec->steps - n);
 }
@@ -154,27 +123,45 @@ struct sampler_assign *sampler_assign_to(struct sampler_step *out, int dst) {
     return as;
 }
 
-void sampler_ask(const struct sampler *s, struct sampler_step *out, int in, double t, struct convert_at *at) {
+void sampler_add(struct sampler_assign *as, int in, double weight, struct lin l) {
+    as->c[in] += weight * l.x;
+    as->c_out += weight * l.f;
+}
+
+static void ask(const struct sampler *s, struct sampler_step *out, int in, double in_scale, double t, double time) {
     const struct sampler_spec *spec = &s->spec;
-    convert_eval(spec->path, &s->model, t, at);
     out->evaluate = true;
     out->in = in;
-    out->in_scale = at->in_scale;
-    out->t = at->t;
-    out->time = t;
-    double judged = fmin(t, 1); // a replayed dopri5 steps past the end, guided as it was up to there
+    out->in_scale = in_scale;
+    out->t = t;
+    out->time = time;
+    double judged = fmin(time, 1); // a replayed dopri5 steps past the end, guided as it was up to there
     out->guidance = judged >= spec->guide_from && judged <= spec->guide_to ? spec->guidance : 1;
+}
+
+void sampler_ask(const struct sampler *s, struct sampler_step *out, int in, double t, struct convert_at *at) {
+    convert_eval(s->spec.path, &s->model, t, at);
+    ask(s, out, in, at->in_scale, at->t, t);
+}
+
+void sampler_ask_net(const struct sampler *s, struct sampler_step *out, int in, double alpha, double sigma, struct convert_net *net) {
+    convert_net(&s->model, alpha, sigma, net);
+    ask(s, out, in, net->in_scale, net->t, alpha / (alpha + sigma));
 }
 
 /* running */
 
-// A VP model sampled on linear or GVP starts inside the interval, with the noise that makes x/k standard normal: what it sees at
-// VP's own t = 0.
+// The size of the first noise. A model that begins inside the interval starts with what it sees at home: there k = 1 and its noise has
+// size 1, an EDM model's the size of its first sigma.
 static double start_scale(const struct sampler *s) {
-    if (s->model.path != PATH_VP || s->spec.path == PATH_VP) return 1;
-    struct convert_at at;
-    convert_eval(s->spec.path, &s->model, s->t0, &at);
-    return 1 / at.in_scale;
+    const struct sampler_model *m = &s->model;
+    if (s->spec.type == SAMPLER_EDM) return s->spec.sigma_max;
+    if (s->t0 == 0 || (m->kind == MODEL_PATH && (m->path != PATH_VP || s->spec.path == PATH_VP))) return 1;
+    struct path_at at;
+    struct convert_net net;
+    path_eval(s->spec.path, s->t0, &at);
+    convert_net(m, at.alpha, at.sigma, &net);
+    return m->kind == MODEL_EDM ? at.sigma : net.k;
 }
 
 int sampler_start(struct sampler *s, const struct sampler_spec *spec, const struct sampler_model *model, bool start_given,
@@ -183,7 +170,7 @@ int sampler_start(struct sampler *s, const struct sampler_spec *spec, const stru
     if (rc) return rc;
     struct interval iv;
     interval_of(spec, model, &iv);
-    *s = (struct sampler){ .spec = *spec, .model = *model, .t0 = iv.t0, .t1 = iv.t1, .t = iv.t0 };
+    *s = (struct sampler){.spec = *spec, .model = *model, .t0 = iv.t0, .t1 = iv.t1, .asked = iv.asked, .t = iv.t0};
     if (spec->replay) { // the recorder's points are float32, the ends among them
         s->t0 = s->t = (float)iv.t0;
         s->t1 = (float)iv.t1;
@@ -204,10 +191,20 @@ static int begin(struct sampler *s, struct sampler_step *out) {
     return 1;
 }
 
+// x1-hat at the end of an ODE.
+static int denoise(struct sampler *s, struct sampler_step *out) {
+    struct convert_at at;
+    sampler_ask(s, out, SAMPLER_X, s->t1, &at);
+    sampler_add(sampler_assign_to(out, SAMPLER_X), SAMPLER_X, 1, at.data);
+    s->t = s->t1;
+    s->phase = PHASE_DONE;
+    return 1;
+}
+
 static int check_step(const struct sampler_step *out, struct err *err) {
-    double sum = out->in_scale + out->t;
+    double sum = out->in_scale + out->t + out->log_lo + out->log_span + out->clip.c_out + out->clip.c[SAMPLER_X];
     for (int a = 0; a < out->n; a++) {
-        sum += out->assign[a].c_out + out->assign[a].c_noise;
+        sum += out->assign[a].c_out + out->assign[a].c_clip + out->assign[a].c_noise;
         for (int j = 0; j < SAMPLER_COLS; j++) sum += out->assign[a].c[j];
     }
     return isfinite(sum) ? OK : err_set(err, E_NONFINITE, "a coefficient of the sampler is not finite at t = %.9g", out->time);
@@ -218,7 +215,16 @@ static void estimate_again(struct sampler *s) {
     double done = (s->t - s->t0) / (s->t1 - s->t0), all = done > 0 ? s->evaluations / done : s->estimate;
     if (all < s->evaluations + 6) all = s->evaluations + 6;
     if (all > s->spec.max_evaluations) all = s->spec.max_evaluations;
-    s->estimate = s->phase == PHASE_DONE ? s->evaluations : (int)ceil(all);
+    if (s->phase >= PHASE_DENOISE) all = s->evaluations;
+    s->estimate = (int)ceil(all) + (s->phase < PHASE_DONE && solver_denoises(&s->spec, &s->model));
+}
+
+static int family_next(struct sampler *s, const double *norms, struct sampler_step *out, struct err *err) {
+    if (solver_discrete(&s->spec, &s->model)) return discrete_next(s, out);
+    if (solver_exponential(&s->spec, &s->model)) return exponential_next(s, out);
+    if (s->spec.type == SAMPLER_EDM) return edm_next(s, out);
+    if (solver_adaptive(&s->spec)) return dopri5_next(s, norms, out, err);
+    return s->spec.type == SAMPLER_ODE ? ode_next(s, out) : sde_next(s, out);
 }
 
 int sampler_next(struct sampler *s, const double *norms, struct sampler_step *out, struct err *err) {
@@ -226,15 +232,14 @@ int sampler_next(struct sampler *s, const double *norms, struct sampler_step *ou
     out->guidance = 1;
     if (s->phase == PHASE_START) return begin(s, out);
     if (s->phase == PHASE_DONE) return 0;
-    int rc = adaptive(&s->spec)            ? dopri5_next(s, norms, out, err)
-             : s->spec.type == SAMPLER_ODE ? ode_next(s, out)
-                                           : sde_next(s, out);
+    int rc = s->phase == PHASE_DENOISE ? denoise(s, out) : family_next(s, norms, out, err);
+    if (rc == 0 && solver_denoises(&s->spec, &s->model)) rc = denoise(s, out);
     if (rc == 0) s->phase = PHASE_DONE;
     if (rc <= 0) return rc;
     rc = check_step(out, err);
     if (rc) return rc;
     s->evaluations += out->evaluate;
-    if (adaptive(&s->spec)) estimate_again(s);
+    if (solver_adaptive(&s->spec)) estimate_again(s);
     return 1;
 }
 
@@ -245,6 +250,6 @@ int sampler_left(const struct sampler *s) {
 
 double sampler_progress(const struct sampler *s) {
     if (s->phase == PHASE_DONE) return 1;
-    if (adaptive(&s->spec)) return (s->t - s->t0) / (s->t1 - s->t0);
+    if (solver_adaptive(&s->spec)) return (s->t - s->t0) / (s->t1 - s->t0);
     return s->estimate > 0 ? (double)s->evaluations / s->estimate : 1;
 }

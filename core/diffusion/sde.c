@@ -3,9 +3,9 @@
  * The reverse-time SDE in the code's time: dX = [v + D s] dt + sqrt(2D) dW, s the score of the sampling path (SiT paper section
  * 3, where w = 2D; transport/integrators.py).
  *
- * D and s meet an infinity at t = 1 (s = -e-hat/sigma) that their product often does not have: D = sigma gives D s = -e-hat. So
- * the product is formed from s where s is finite, from D/sigma where it is not, and for "sbdm" from its definition V s = v -
- * (alpha'/alpha) x.
+ * D (w_t.c) and s meet an infinity at t = 1 (s = -e-hat/sigma) that their product often does not have: D = sigma gives D s =
+ * -e-hat. So the product is formed from s where s is finite, from D/sigma where it is not, and for "sbdm" from its definition V s =
+ * v - (alpha'/alpha) x.
  *
  * Euler-Maruyama: x <- x + dt b(x, t) + sqrt(2 D dt) z, one evaluation and one assignment. Heun: first the kick x <- x + sqrt(2
  * D(t) dt) z, a step without an evaluation, then a Heun step of the drift from there. The last step, evaluated at t1, adds no
@@ -15,40 +15,18 @@
 
 #include <math.h>
 
-static const double pi = 3.14159265358979323846;
-
-static double diffusion(const struct sampler_spec *spec, const struct path_at *at) {
-    double eta = spec->w_t_scale, u;
-    switch (spec->w_t) {
-    case W_CONSTANT: return eta;
-    case W_SBDM: return eta * at->var;
-    case W_SIGMA: return eta * at->sigma;
-    case W_LINEAR: return eta * (1 - at->t);
-    case W_DECREASING: u = eta * cos(pi * at->t) + 1; return 0.25 * u * u;
-    default: u = sin(pi * at->t); return eta * u * u;
-    }
-}
-
-// D/sigma for the forms whose limit at sigma = 0 is finite; elsewhere the plain quotient.
-static double diffusion_over_sigma(const struct sampler_spec *spec, const struct path_at *at) {
-    if (spec->w_t == W_SIGMA) return spec->w_t_scale;
-    if (at->sigma != 0) return diffusion(spec, at) / at->sigma;
-    if (spec->w_t == W_LINEAR) return -spec->w_t_scale / at->d_sigma; // by de l'Hopital; 0 for VP, whose sigma' is infinite
-    if (spec->w_t == W_INC_DEC || (spec->w_t == W_DECREASING && spec->w_t_scale == 1)) return 0;
-    return INFINITY;
-}
-
-static struct lin drift(const struct sampler_spec *spec, const struct convert_at *at) {
+static struct lin drift(const struct sampler *sampler, const struct convert_at *at) {
+    const struct sampler_spec *spec = &sampler->spec;
     struct lin v = at->velocity, s = at->score;
     if (spec->w_t == W_SBDM) {
         double eta = spec->w_t_scale;
         return (struct lin){ v.x + eta * (v.x - at->path.ratio), v.f + eta * v.f };
     }
     if (isfinite(s.x) && isfinite(s.f)) {
-        double d = diffusion(spec, &at->path);
+        double d = w_t_diffusion(spec, &sampler->model, &at->path);
         return (struct lin){ v.x + d * s.x, v.f + d * s.f };
     }
-    double g = diffusion_over_sigma(spec, &at->path);
+    double g = w_t_over_sigma(spec, &sampler->model, &at->path);
     return (struct lin){ v.x - g * at->noise.x, v.f - g * at->noise.f };
 }
 
@@ -63,11 +41,11 @@ static double step_size(const struct sampler *s) {
 static void euler_step(struct sampler *s, struct sampler_step *out) {
     struct convert_at at;
     sampler_ask(s, out, SAMPLER_X, s->t, &at);
-    struct lin b = drift(&s->spec, &at);
+    struct lin b = drift(s, &at);
     struct sampler_assign *as = sampler_assign_to(out, SAMPLER_X);
     as->c[SAMPLER_X] = 1 + s->h * b.x;
     as->c_out = s->h * b.f;
-    as->c_noise = sqrt(2 * diffusion(&s->spec, &at.path) * s->h);
+    as->c_noise = sqrt(2 * w_t_diffusion(&s->spec, &s->model, &at.path) * s->h);
     out->draw = ++s->draws;
     s->step++;
 }
@@ -77,7 +55,7 @@ static void kick(struct sampler *s, struct sampler_step *out) {
     path_eval(s->spec.path, s->t, &at);
     struct sampler_assign *as = sampler_assign_to(out, SAMPLER_X);
     as->c[SAMPLER_X] = 1;
-    as->c_noise = sqrt(2 * diffusion(&s->spec, &at) * s->h);
+    as->c_noise = sqrt(2 * w_t_diffusion(&s->spec, &s->model, &at) * s->h);
     out->time = s->t;
     out->draw = ++s->draws;
 }
@@ -92,7 +70,7 @@ static void heun_step(struct sampler *s, struct sampler_step *out) {
     double t_next = s->spec.replay ? (double)((float)s->t + (float)s->h) : sampler_grid(s, s->step + 1, sde_steps(&s->spec));
     struct convert_at at;
     sampler_ask(s, out, i ? COL_Y : SAMPLER_X, i ? t_next : s->t, &at);
-    struct lin b = drift(&s->spec, &at);
+    struct lin b = drift(s, &at);
     ode_stage(out, &ode_heun, i, s->h, &b);
     s->stage = i ? 0 : 2;
     s->step += i;
@@ -106,9 +84,10 @@ static void last_step(struct sampler *s, struct sampler_step *out) {
         as->c[SAMPLER_X] = at.data.x;
         as->c_out = at.data.f;
     } else {
-        struct lin b = s->spec.last == LAST_MEAN ? drift(&s->spec, &at) : at.velocity;
-        as->c[SAMPLER_X] = 1 + s->spec.last_size * b.x;
-        as->c_out = s->spec.last_size * b.f;
+        struct lin b = s->spec.last == LAST_MEAN ? drift(s, &at) : at.velocity;
+        double h = fmin(s->spec.last_size, 1 - s->t1); // less where the model ends before 1 - last_size
+        as->c[SAMPLER_X] = 1 + h * b.x;
+        as->c_out = h * b.f;
     }
     s->step++;
 }

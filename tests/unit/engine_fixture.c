@@ -229,7 +229,7 @@ struct engine *fixture_open(struct heard *h, const struct engine_options *o) {
 struct engine_job fixture_job(const char *model, int n, const int32_t *classes, enum sampler_type type,
                               enum sampler_method method, int steps) {
     struct engine_job job = {.n = n, .classes = classes, .seed = 42};
-    struct sampler_model linear = {PATH_LINEAR, PRED_VELOCITY};
+    struct sampler_model linear = {.path = PATH_LINEAR, .prediction = PRED_VELOCITY};
     snprintf(job.model, sizeof job.model, "%s", model);
     sampler_defaults(&job.sampler, &linear, type);
     job.sampler.method = method;

@@ -41,6 +41,8 @@ void f64_exec_copy(struct f64_exec *dst, const struct f64_exec *src) {
     for (int j = 0; j < SAMPLER_COLS; j++) memcpy(dst->col[j], src->col[j], (size_t)src->n * sizeof(double));
 }
 
+static double clamp(double v) { return v < -1 ? -1 : v > 1 ? 1 : v; }
+
 static double combine(const struct f64_exec *x, const double *c, int e) {
     double sum = 0;
     for (int j = 0; j < SAMPLER_COLS; j++) {
@@ -59,20 +61,24 @@ static void evaluate(struct f64_exec *x, const struct sampler_step *st, double *
     x->evaluations++;
 }
 
+static double noise_of(const struct f64_exec *x, const struct sampler_step *st, const double *f, int e) {
+    double z = x->noise ? x->noise[(size_t)(st->draw - 1) * (size_t)x->n + (size_t)e] : f64_normal(x->seed, st->draw, e);
+    return st->learned ? z * exp(st->log_lo + (f[x->n + e] + 1) / 2 * st->log_span) : z;
+}
+
 static void assign(struct f64_exec *x, const struct sampler_step *st, const double *f) {
     static double fresh[SAMPLER_ASSIGN][F64_MAX];
     CHECK(st->n >= 0 && st->n <= SAMPLER_ASSIGN);
     for (int a = 0; a < st->n; a++) {
         const struct sampler_assign *as = &st->assign[a];
-        CHECK(as->dst >= 0 && as->dst < SAMPLER_COLS && (st->evaluate || as->c_out == 0));
+        CHECK(as->dst >= 0 && as->dst < SAMPLER_COLS && (st->evaluate || (as->c_out == 0 && as->c_clip == 0 && !st->learned)));
         for (int b = 0; b < a; b++) CHECK(st->assign[b].dst != as->dst);
         if (as->c_noise != 0) x->last_draw = st->draw;
         for (int e = 0; e < x->n; e++) {
             double y = combine(x, as->c, e);
             if (as->c_out != 0) y += as->c_out * f[e];
-            if (as->c_noise != 0)
-                y += as->c_noise *
-                     (x->noise ? x->noise[(size_t)(st->draw - 1) * (size_t)x->n + (size_t)e] : f64_normal(x->seed, st->draw, e));
+            if (as->c_clip != 0) y += as->c_clip * clamp(combine(x, st->clip.c, e) + st->clip.c_out * f[e]);
+            if (as->c_noise != 0) y += as->c_noise * noise_of(x, st, f, e);
             CHECK(isfinite(y));
             fresh[a][e] = y;
         }
@@ -94,7 +100,7 @@ static double norm(const struct f64_exec *x, const struct sampler_norm *nm) {
 }
 
 int f64_exec_step(struct f64_exec *x, struct sampler *s, struct sampler_step *st, struct err *err) {
-    static double f[F64_MAX];
+    static double f[2 * F64_MAX];
     int rc = sampler_next(s, x->norms_given ? x->norms : NULL, st, err);
     if (rc <= 0) return rc;
     x->steps++;

@@ -14,7 +14,8 @@
 
 struct f64_exec {
     int n;
-    void (*net)(void *ctx, const struct sampler_step *, const double *x, double *f, int n); // x is scaled already
+    // x is scaled already; f has room for 2n: the second n are the variance's logits (0 if not written)
+    void (*net)(void *ctx, const struct sampler_step *, const double *x, double *f, int n);
     void *ctx;
     uint64_t seed;
     const double *noise; // NULL: a test generator; else draw d (from 1) of element e at noise[(d - 1)*n + e]

@@ -97,7 +97,7 @@ TEST(convert_golden) {
         { PATH_LINEAR, PATH_VP, 0.9, 0.74617, 1.26877 }, { PATH_VP, PATH_LINEAR, 0.9, 0.96955, 0.90554 },
     };
     for (int i = 0; i < COUNT(cases); i++) {
-        struct sampler_model m = { cases[i].model, PRED_VELOCITY };
+        struct sampler_model m = {.path = cases[i].model, .prediction = PRED_VELOCITY};
         struct convert_at at;
         convert_eval(cases[i].path, &m, cases[i].r, &at);
         CHECK_NEAR(at.t, cases[i].t, 1e-5);
@@ -113,6 +113,7 @@ TEST(path_time_inverts) {
             CHECK_NEAR(path_time((enum path_kind)k, at.alpha, at.sigma), t, 1e-14 + (k == PATH_VP ? 1e-11 : 0));
         }
     CHECK(path_time(PATH_VP, 0, 1) == 0 && path_time(PATH_VP, 1e-200, 1) == 0 && path_time(PATH_VP, 1, 0) == 1);
-    CHECK_NEAR(convert_start(PATH_LINEAR, PATH_VP), 0.00653, 5e-6);
-    CHECK(convert_start(PATH_GVP, PATH_LINEAR) == 0);
+    struct sampler_model vp = {.path = PATH_VP}, linear = {.path = PATH_LINEAR};
+    CHECK_NEAR(convert_start(PATH_LINEAR, &vp), 0.00653, 5e-6);
+    CHECK(convert_start(PATH_GVP, &linear) == 0 && convert_start(PATH_VP, &vp) == 0);
 }

@@ -39,7 +39,7 @@ static inline void fake_model(struct engine_model *m, bool labels, bool null_cla
                                  .learn_sigma = true};
     m->desc.step = 9034;
     m->desc.labels = labels ? (void *)table : NULL;
-    m->sampler = (struct sampler_model){PATH_LINEAR, PRED_VELOCITY};
+    m->sampler = (struct sampler_model){.path = PATH_LINEAR, .prediction = PRED_VELOCITY};
 }
 
 #endif

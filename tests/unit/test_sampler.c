@@ -6,7 +6,7 @@
 #include <math.h>
 
 #include "tests/test.h"
-#include "tests/unit/f64_exec.h"
+#include "tests/unit/gauss.h"
 
 static void mild_net(void *ctx, const struct sampler_step *st, const double *x, double *f, int n) {
     (void)ctx;
@@ -25,7 +25,7 @@ TEST(sampler_names) {
     CHECK_STR(last_step_name(LAST_COUNT), "?");
 }
 
-static const struct sampler_model linear = { PATH_LINEAR, PRED_VELOCITY };
+static const struct sampler_model linear = {.path = PATH_LINEAR, .prediction = PRED_VELOCITY};
 
 static void refused(const struct sampler_spec *spec, const char *param) {
     struct err e = { 0 };
@@ -55,10 +55,12 @@ static void refused(const struct sampler_spec *spec, const char *param) {
 TEST(sampler_check_ranges) {
     struct sampler_spec spec;
     struct err e = { 0 };
-    for (int type = 0; type < SAMPLER_TYPE_COUNT; type++) {
-        sampler_defaults(&spec, &linear, (enum sampler_type)type);
-        CHECK_OK(sampler_check(&spec, &linear, &e), &e);
-    }
+    for (int i = 0; i < GAUSS_MODELS; i++) // every model's defaults are allowed, but ddpm is for discrete times
+        for (int type = 0; type < SAMPLER_TYPE_COUNT; type++) {
+            struct gauss g = gauss_model(i, 0, 1);
+            sampler_defaults(&spec, &g.model, (enum sampler_type)type);
+            if (type != SAMPLER_DDPM || g.model.kind == MODEL_DISCRETE) CHECK_OK(sampler_check(&spec, &g.model, &e), &e);
+        }
     REFUSED(SAMPLER_ODE, steps, 0, "sampler.steps");
     REFUSED(SAMPLER_ODE, steps, SAMPLER_MAX_STEPS + 1, "sampler.steps");
     REFUSED(SAMPLER_SDE, steps, 1, "sampler.steps");
@@ -104,7 +106,7 @@ static void run_spec(const struct sampler_spec *spec, const struct sampler_model
     f64_exec_init(&x, 2);
     x.net = mild_net;
     CHECK_OK(sampler_start(&s, spec, m, false, &e), &e);
-    bool fixed = spec->type == SAMPLER_SDE || spec->method != METHOD_DOPRI5;
+    bool fixed = spec->type != SAMPLER_ODE || spec->method != METHOD_DOPRI5;
     int total = sampler_evaluations(spec, m);
     CHECK(sampler_left(&s) == total);
     int rc;
@@ -112,7 +114,8 @@ static void run_spec(const struct sampler_spec *spec, const struct sampler_model
     double progress = 0;
     while ((rc = f64_exec_step(&x, &s, &st, &e)) > 0) {
         if (fixed) CHECK(sampler_left(&s) == total - x.evaluations);
-        CHECK(st.time >= 0 && st.time <= 1 && st.t >= 0 && st.t <= 1);
+        CHECK(st.time >= 0 && st.time <= 1 && (m->kind != MODEL_PATH || (st.t >= 0 && st.t <= 1)));
+        if (m->kind == MODEL_DISCRETE) CHECK(st.t >= 0 && st.t <= 999);
         CHECK(sampler_progress(&s) >= progress && sampler_progress(&s) <= 1);
         progress = sampler_progress(&s);
     }
@@ -129,7 +132,7 @@ static void run_spec(const struct sampler_spec *spec, const struct sampler_model
     f64_exec_deinit(&x);
 }
 
-static void each_sde(struct sampler_spec spec, const struct sampler_model *m) {
+static void each_sde(struct sampler_spec spec, struct sampler_model *m) {
     static const double sizes[] = { 0.04, 0, 1e-9, 0.5, 0.9 }, scales[] = { 1, 0.37 };
     for (int method = METHOD_EULER; method <= METHOD_HEUN; method++)
         for (int form = 0; form < W_COUNT; form++)
@@ -137,7 +140,7 @@ static void each_sde(struct sampler_spec spec, const struct sampler_model *m) {
                 for (int z = 0; z < 5; z++)
                     for (int k = 0; k < 2; k++) {
                         spec.method = (enum sampler_method)method;
-                        spec.w_t = (enum w_form)form;
+                        if (!gauss_w_t(&spec, m, (enum w_form)form)) continue;
                         spec.last = (enum last_step)last;
                         spec.last_size = sizes[z];
                         spec.w_t_scale = scales[k];
@@ -145,23 +148,44 @@ static void each_sde(struct sampler_spec spec, const struct sampler_model *m) {
                     }
 }
 
+static void each_ode(struct sampler_spec spec, const struct sampler_model *m) {
+    spec.max_evaluations = 2000;
+    for (int method = 0; method < METHOD_COUNT; method++)
+        for (spec.steps = 1; spec.steps < 6; spec.steps += 2)
+            for (int denoise = 0; denoise < 2; denoise++) {
+                spec.method = (enum sampler_method)method;
+                spec.denoise = denoise;
+                run_spec(&spec, m);
+            }
+}
+
+// ddpm, ddim and edm
+static void each_other(struct sampler_spec spec, const struct sampler_model *m) {
+    static const int steps[] = {1, 2, 5, 100, 1000};
+    for (int i = 0; i < 5; i++)
+        for (int k = 0; k < 16; k++) {
+            spec.steps = steps[i];
+            spec.clip = k & 1;
+            spec.eta = spec.type != SAMPLER_DDIM ? 0 : k & 2 ? 1 : k & 4 ? 0.3 : 0;
+            spec.spacing = m->kind == MODEL_DISCRETE ? (enum spacing)(k / 4) : SPACING_OPENAI;
+            spec.method = k & 4 ? METHOD_EULER : METHOD_HEUN;
+            spec.churn = spec.type == SAMPLER_EDM && k & 8 ? 30 : 0;
+            if (schedule_has(spec.spacing, spec.steps)) run_spec(&spec, m);
+        }
+}
+
 TEST(sampler_every_spec_is_finite) {
-    for (int mp = 0; mp < PATH_COUNT; mp++)
-        for (int pred = 0; pred < PRED_COUNT; pred++)
-            for (int path = 0; path < PATH_COUNT; path++) {
-                struct sampler_model m = { (enum path_kind)mp, (enum prediction)pred };
+    for (int i = 0; i < GAUSS_MODELS; i++)
+        for (int path = 0; path < PATH_COUNT; path++)
+            for (int type = 0; type < SAMPLER_TYPE_COUNT; type++) {
+                struct gauss g = gauss_model(i, 0, 1);
                 struct sampler_spec spec;
-                sampler_defaults(&spec, &m, SAMPLER_ODE);
+                sampler_defaults(&spec, &g.model, (enum sampler_type)type);
                 spec.path = (enum path_kind)path;
-                spec.max_evaluations = 2000;
-                for (int method = 0; method < METHOD_COUNT; method++)
-                    for (spec.steps = 1; spec.steps < 6; spec.steps += 2) {
-                        spec.method = (enum sampler_method)method;
-                        run_spec(&spec, &m);
-                    }
-                sampler_defaults(&spec, &m, SAMPLER_SDE);
-                spec.path = (enum path_kind)path;
-                each_sde(spec, &m);
+                if (sampler_check(&spec, &g.model, NULL)) continue; // an interpolant that it does not use, or ddpm: tested beside
+                if (type == SAMPLER_ODE) each_ode(spec, &g.model);
+                else if (type == SAMPLER_SDE) each_sde(spec, &g.model);
+                else each_other(spec, &g.model);
             }
 }
 
@@ -199,7 +223,7 @@ static void guided_net(void *ctx, const struct sampler_step *st, const double *x
 }
 
 TEST(sampler_guidance_interval_is_closed) { // and judged in the sampling path's time, at each evaluation
-    struct sampler_model m = { PATH_VP, PRED_VELOCITY };
+    struct sampler_model m = {.path = PATH_VP, .prediction = PRED_VELOCITY};
     struct sampler_spec spec;
     struct err e = { 0 };
     struct guided g = { 0 };
@@ -283,7 +307,7 @@ TEST(sampler_copy_continues_alike) {
 }
 
 static int notes_of(enum path_kind mp, enum prediction pred, enum path_kind path, struct sampler_spec spec, const char *needle) {
-    struct sampler_model m = { mp, pred };
+    struct sampler_model m = {.path = mp, .prediction = pred};
     const char *notes[8];
     spec.path = path;
     int n = sampler_notes(&spec, &m, notes, 8), found = 0;

@@ -45,7 +45,7 @@ static void nonlinear_net(void *ctx, const struct sampler_step *st, const double
 }
 
 static double nonlinear_error(enum sampler_method method, int steps) {
-    struct sampler_model m = { PATH_LINEAR, PRED_VELOCITY };
+    struct sampler_model m = {.path = PATH_LINEAR, .prediction = PRED_VELOCITY};
     struct sampler_spec spec;
     struct err e = { 0 };
     struct sampler s;
@@ -79,7 +79,7 @@ TEST(sampler_ode_orders_on_paths) {
     static const double want[] = { 1, 2, 2, 4 };
     for (int path = 0; path < PATH_COUNT; path++)
         for (int m = 0; m < 4; m++) {
-            struct gauss g = { { (enum path_kind)path, PRED_VELOCITY }, 0.8, 0.6 };
+            struct gauss g = gauss_path((enum path_kind)path, PRED_VELOCITY, 0.8, 0.6);
             struct sampler_spec spec;
             sampler_defaults(&spec, &g.model, SAMPLER_ODE);
             spec.method = (enum sampler_method)m;
@@ -96,7 +96,7 @@ static void each_triple(void (*fn)(struct gauss *, enum path_kind)) {
     for (int mp = 0; mp < PATH_COUNT; mp++)
         for (int pred = 0; pred < PRED_COUNT; pred++)
             for (int path = 0; path < PATH_COUNT; path++) {
-                struct gauss g = { { (enum path_kind)mp, (enum prediction)pred }, 0.8, 0.6 };
+                struct gauss g = gauss_path((enum path_kind)mp, (enum prediction)pred, 0.8, 0.6);
                 fn(&g, (enum path_kind)path);
             }
 }
@@ -152,7 +152,7 @@ TEST(sampler_converted_flows_end_alike) { each_triple(check_end); }
 
 TEST(sampler_vp_model_elsewhere_starts_as_at_home) { // its first input is standard normal at VP's t = 0
     for (int path = PATH_LINEAR; path <= PATH_GVP; path++) {
-        struct gauss g = { { PATH_VP, PRED_VELOCITY }, 0, 1 };
+        struct gauss g = gauss_path(PATH_VP, PRED_VELOCITY, 0, 1);
         struct sampler_spec spec;
         struct err e = { 0 };
         struct sampler s;
@@ -173,7 +173,7 @@ static void decay_net(void *ctx, const struct sampler_step *st, const double *x,
 }
 
 static double decay(const struct sampler_spec *spec, int *evaluations) {
-    struct sampler_model m = { PATH_LINEAR, PRED_VELOCITY };
+    struct sampler_model m = {.path = PATH_LINEAR, .prediction = PRED_VELOCITY};
     struct err e = { 0 };
     struct sampler s;
     struct f64_exec x;
@@ -191,7 +191,7 @@ static double decay(const struct sampler_spec *spec, int *evaluations) {
 
 TEST(sampler_dopri5_golden) { // torchdiffeq on y' = -y over [0, 1] at its default tolerances: 0.3682082 with 14 evaluations
                               // (true: 0.3678794)
-    struct sampler_model m = { PATH_LINEAR, PRED_VELOCITY };
+    struct sampler_model m = {.path = PATH_LINEAR, .prediction = PRED_VELOCITY};
     struct sampler_spec spec;
     int evaluations;
     sampler_defaults(&spec, &m, SAMPLER_ODE);
@@ -208,7 +208,7 @@ TEST(sampler_dopri5_golden) { // torchdiffeq on y' = -y over [0, 1] at its defau
 }
 
 TEST(sampler_dopri5_follows_its_tolerance) {
-    struct gauss g = { { PATH_LINEAR, PRED_VELOCITY }, 0.8, 0.3 };
+    struct gauss g = gauss_path(PATH_LINEAR, PRED_VELOCITY, 0.8, 0.3);
     struct sampler_spec spec;
     sampler_defaults(&spec, &g.model, SAMPLER_ODE);
     spec.method = METHOD_DOPRI5;
@@ -230,7 +230,7 @@ TEST(sampler_dopri5_follows_its_tolerance) {
 }
 
 TEST(sampler_dopri5_replay_interpolates) { // the interpolant is of fourth order: close to the clamped end, not equal to it
-    struct gauss g = { { PATH_LINEAR, PRED_VELOCITY }, 0.8, 0.6 };
+    struct gauss g = gauss_path(PATH_LINEAR, PRED_VELOCITY, 0.8, 0.6);
     struct sampler_spec spec;
     sampler_defaults(&spec, &g.model, SAMPLER_ODE);
     spec.method = METHOD_DOPRI5;
@@ -241,7 +241,7 @@ TEST(sampler_dopri5_replay_interpolates) { // the interpolant is of fourth order
 }
 
 TEST(sampler_dopri5_fails_clearly) {
-    struct gauss g = { { PATH_LINEAR, PRED_VELOCITY }, 0.8, 0.6 };
+    struct gauss g = gauss_path(PATH_LINEAR, PRED_VELOCITY, 0.8, 0.6);
     struct sampler_spec spec;
     struct err e = { 0 };
     struct sampler s;
@@ -268,7 +268,7 @@ TEST(sampler_dopri5_fails_clearly) {
 }
 
 TEST(sampler_replay_grid_is_float32) { // torch.linspace(0, 1, 12): the halves run from the ends inwards
-    struct sampler_model m = { PATH_LINEAR, PRED_VELOCITY };
+    struct sampler_model m = {.path = PATH_LINEAR, .prediction = PRED_VELOCITY};
     struct sampler_spec spec;
     struct err e = { 0 };
     struct sampler s;

@@ -10,10 +10,10 @@
 
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
-static void spec_of(struct sampler_spec *spec, const struct gauss *g, enum sampler_method method, enum w_form form, int steps) {
+static void spec_of(struct sampler_spec *spec, struct gauss *g, enum sampler_method method, enum w_form form, int steps) {
     sampler_defaults(spec, &g->model, SAMPLER_SDE);
     spec->method = method;
-    spec->w_t = form;
+    gauss_w_t(spec, &g->model, form);
     spec->steps = steps;
     spec->last = LAST_NONE;
 }
@@ -70,7 +70,7 @@ TEST_LIMIT(sampler_sde_keeps_the_marginal, 120) { // every w_t on every path: th
         for (int method = METHOD_EULER; method <= METHOD_HEUN; method++)
             for (int form = 0; form < W_COUNT; form++)
                 for (int k = 0; k < 2; k++) {
-                    struct gauss g = { { (enum path_kind)path, PRED_VELOCITY }, 0.8, 0.6 };
+                    struct gauss g = gauss_path((enum path_kind)path, PRED_VELOCITY, 0.8, 0.6);
                     double m1, v1, m2, v2, scale = k ? 0.4 : 1;
                     weak_error(&g, (enum path_kind)path, (enum sampler_method)method, (enum w_form)form, scale, 200, &m1, &v1);
                     weak_error(&g, (enum path_kind)path, (enum sampler_method)method, (enum w_form)form, scale, 800, &m2, &v2);
@@ -87,7 +87,7 @@ TEST(sampler_sde_converted_keeps_the_marginal) {
     for (int mp = 0; mp < PATH_COUNT; mp++)
         for (int path = 0; path < PATH_COUNT; path++)
             for (int pred = 0; pred < PRED_COUNT; pred++) {
-                struct gauss g = { { (enum path_kind)mp, (enum prediction)pred }, 0.8, 0.6 };
+                struct gauss g = gauss_path((enum path_kind)mp, (enum prediction)pred, 0.8, 0.6);
                 double m, v;
                 weak_error(&g, (enum path_kind)path, METHOD_EULER, W_SIGMA, 1, 600, &m, &v);
                 CHECK(m < 0.01 && v < 0.02);
@@ -96,7 +96,7 @@ TEST(sampler_sde_converted_keeps_the_marginal) {
 
 TEST(sampler_sde_monte_carlo) { // 16384 images of the test generator: within four standard errors and the bias of 200 steps
     for (int form = 0; form < W_COUNT; form++) {
-        struct gauss g = { { PATH_LINEAR, PRED_VELOCITY }, 0.8, 0.6 };
+        struct gauss g = gauss_path(PATH_LINEAR, PRED_VELOCITY, 0.8, 0.6);
         struct sampler_spec spec;
         struct sampler s;
         struct f64_exec x;
@@ -115,7 +115,7 @@ TEST(sampler_sde_monte_carlo) { // 16384 images of the test generator: within fo
 }
 
 TEST(sampler_sde_weak_order) { // Euler-Maruyama: 1
-    struct gauss g = { { PATH_LINEAR, PRED_VELOCITY }, 0.8, 0.6 };
+    struct gauss g = gauss_path(PATH_LINEAR, PRED_VELOCITY, 0.8, 0.6);
     double m1, v1, m2, v2;
     weak_error(&g, PATH_LINEAR, METHOD_EULER, W_SIGMA, 1, 400, &m1, &v1);
     weak_error(&g, PATH_LINEAR, METHOD_EULER, W_SIGMA, 1, 800, &m2, &v2);
@@ -125,7 +125,7 @@ TEST(sampler_sde_weak_order) { // Euler-Maruyama: 1
 
 // One Brownian path at two resolutions: coarse kicks are sums of fine ones. With additive noise both schemes have strong order 1.
 static double strong_gap(enum sampler_method method, int steps, const double *fine, int n, int fine_steps) {
-    struct gauss g = { { PATH_LINEAR, PRED_VELOCITY }, 0.8, 0.6 };
+    struct gauss g = gauss_path(PATH_LINEAR, PRED_VELOCITY, 0.8, 0.6);
     double *end[2], sum = 0;
     for (int half = 0; half < 2; half++) {
         int m = steps << half, pack = fine_steps / m;
@@ -171,6 +171,19 @@ TEST(sampler_sde_strong_order) {
     free(fine);
 }
 
+// The paper's w_KL,eta/2 in the sampling path's own quantities: its velocity loss, for an error of x1-hat that makes the model's path
+// show the loss of its table. Where V is infinite, its limit 0.
+static double kl_eta(const struct gauss *g, const struct path_at *at) {
+    struct path_at home;
+    double t = path_time(g->model.path, at->alpha, at->sigma), w = 2 * at->var;
+    if (at->alpha == 0) return 0;
+    path_eval(g->model.path, t, &home);
+    double loss = t < 0.1 ? 1.5 : t < 0.5 ? 1.5 - 0.7 * (t - 0.1) / 0.4 : t < 0.9 ? 0.8 + 0.4 * (t - 0.5) / 0.4 : 1.2;
+    double of_home = home.d_alpha - home.d_sigma * home.alpha / home.sigma, of_path = at->d_alpha - at->d_sigma * at->alpha / at->sigma;
+    loss *= of_path * of_path / (of_home * of_home);
+    return w * loss / (loss + 2 * 0.5 * w * w) / 2;
+}
+
 TEST(sampler_sde_drift_is_exact) { // each Euler-Maruyama step, its noise 0: h (v + D s) and sqrt(2 D h), D by the table of the
                                    // paper's code
     static const double pi = 3.14159265358979323846;
@@ -178,7 +191,7 @@ TEST(sampler_sde_drift_is_exact) { // each Euler-Maruyama step, its noise 0: h (
         for (int pred = 0; pred < PRED_COUNT; pred++)
             for (int path = 0; path < PATH_COUNT; path++)
                 for (int form = 0; form < W_COUNT; form++) {
-                    struct gauss g = { { (enum path_kind)mp, (enum prediction)pred }, 0.8, 0.6 };
+                    struct gauss g = gauss_path((enum path_kind)mp, (enum prediction)pred, 0.8, 0.6);
                     struct sampler_spec spec;
                     struct err e = { 0 };
                     struct sampler s;
@@ -201,7 +214,10 @@ TEST(sampler_sde_drift_is_exact) { // each Euler-Maruyama step, its noise 0: h (
                         path_eval(spec.path, st.time, &at);
                         if (!st.evaluate) continue; // the scaled start
                         double t = st.time, c = eta * cos(pi * t) + 1, sn = sin(pi * t);
-                        double d[W_COUNT] = { eta, eta * at.var, eta * at.sigma, eta * (1 - t), 0.25 * c * c, eta * sn * sn };
+                        double d[W_COUNT] = {eta, eta * at.var, eta * at.sigma, eta * (1 - t), 0.25 * c * c, eta * sn * sn};
+                        double w = t < 0.4 ? 0.5 + 1.5 * t / 0.4 : 2 - 1.9 * (t - 0.4) / 0.6; // gauss_w_t's knots
+                        d[W_KNOTS] = eta * w / 2;
+                        d[W_KL_ETA] = eta * kl_eta(&g, &at);
                         double want = s.h * (gauss_velocity(&g, &at, before) + d[form] * gauss_score(&g, &at, before));
                         double scale =
                             fabs(before) + fabs(want) +
@@ -219,7 +235,7 @@ TEST(sampler_sde_last_steps) { // at t1 = 1 - h: mean x + h (v + D s), tweedie E
         for (int path = 0; path < PATH_COUNT; path++) {
             double tweedie = 0;
             for (int last = LAST_MEAN; last < LAST_COUNT; last++) {
-                struct gauss g = { { (enum path_kind)mp, PRED_VELOCITY }, 0.8, 0.6 };
+                struct gauss g = gauss_path((enum path_kind)mp, PRED_VELOCITY, 0.8, 0.6);
                 struct sampler_spec spec;
                 struct err e = { 0 };
                 struct sampler s;
@@ -256,7 +272,7 @@ TEST(sampler_sde_last_steps) { // at t1 = 1 - h: mean x + h (v + D s), tweedie E
 }
 
 TEST(sampler_sde_without_noise_is_the_ode) { // as w_t_scale goes to 0, SDE Heun goes to ODE Heun
-    struct gauss g = { { PATH_GVP, PRED_VELOCITY }, 0.8, 0.6 };
+    struct gauss g = gauss_path(PATH_GVP, PRED_VELOCITY, 0.8, 0.6);
     struct sampler_spec sde, ode;
     struct sampler s;
     struct f64_exec a, b;
@@ -285,8 +301,8 @@ static void affine_net(void *ctx, const struct sampler_step *st, const double *x
 // recorder's Heun without a last step asks for the drift at 1 (and got NaN). The run must agree with one that stops just short.
 TEST(sampler_sde_drift_has_its_limit) {
     for (int path = PATH_LINEAR; path <= PATH_GVP; path++)
-        for (int form = 0; form < W_COUNT; form++) {
-            struct gauss g = { { (enum path_kind)path, PRED_VELOCITY }, 0.8, 0.6 };
+        for (int form = 0; form < W_KNOTS; form++) {
+            struct gauss g = gauss_path((enum path_kind)path, PRED_VELOCITY, 0.8, 0.6);
             struct sampler_spec spec;
             struct err e = { 0 };
             struct sampler s;
