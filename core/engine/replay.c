@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <unistd.h>
 
 #include "core/base/mem.h"
@@ -162,54 +161,6 @@ struct sampling {
     int slots;            // n, or 2n when the null halves of guidance count in dopri5's norm
 };
 
-static int setting(int index, const struct recorded *c, const char *key, struct err *e) {
-    return index >= 0 ? OK : err_param(e, E_UNSUPPORTED, key, "the case's %s \"%s\" is not known", key, replay_meta(c, key));
-}
-
-static int parse_ode(struct sampler_spec *s, const struct recorded *c, int points, struct err *e) {
-    const char *method = replay_meta(c, "method");
-    int m = !strcmp(method, "heun2") ? METHOD_HEUN : sampler_method_parse(method);
-    if (setting(m, c, "method", e)) return e->status;
-    s->method = (enum sampler_method)m;
-    s->steps = points - 1;
-    if (s->method != METHOD_DOPRI5) return OK;
-    return replay_number(&s->atol, c, "atol", e) || replay_number(&s->rtol, c, "rtol", e) ? e->status : OK;
-}
-
-static int parse_sde(struct sampler_spec *s, const struct recorded *c, int points, struct err *e) {
-    char lower[64];
-    snprintf(lower, sizeof lower, "%s", replay_meta(c, "method"));
-    for (char *p = lower; *p; p++) *p |= 0x20;
-    int method = sampler_method_parse(lower);
-    const char *form = replay_meta(c, "diffusion_form");
-    int w = !strcasecmp(form, "inccreasing-decreasing") ? W_INC_DEC : -1; // the recorder's spelling
-    for (int i = 0; w < 0 && i < W_COUNT; i++)
-        if (!strcasecmp(form, w_form_name(i))) w = i;
-    int last = -1;
-    for (int i = 0; i < LAST_COUNT; i++)
-        if (!strcasecmp(replay_meta(c, "last_step"), last_step_name(i))) last = i;
-    if (setting(method, c, "method", e) || setting(w, c, "diffusion_form", e) || setting(last, c, "last_step", e)) return e->status;
-    s->method = (enum sampler_method)method, s->w_t = (enum w_form)w, s->last = (enum last_step)last;
-    s->steps = last == LAST_NONE ? points - 1 : points;
-    if (replay_number(&s->w_t_scale, c, "diffusion_norm", e)) return e->status;
-    return last == LAST_NONE ? OK : replay_number(&s->last_size, c, "last_step_size", e);
-}
-
-static int parse_sampling(struct sampling *s, const struct replay *r, const struct recorded *c, struct err *e) {
-    double points, cfg;
-    int path = path_parse(replay_meta(c, "path")), prediction = prediction_parse(replay_meta(c, "prediction")), type = sampler_type_parse(replay_meta(c, "sampler"));
-    if (setting(path, c, "path", e) || setting(prediction, c, "prediction", e) || setting(type, c, "sampler", e)) return e->status;
-    if (replay_number(&points, c, "num_steps", e) || replay_number(&cfg, c, "cfg", e)) return e->status;
-    if (!(points >= 2 && points <= SAMPLER_MAX_STEPS)) return err_param(e, E_RANGE, "num_steps", "the case's num_steps is %g", points);
-    s->model = (struct sampler_model){.path = (enum path_kind)path, .prediction = (enum prediction)prediction};
-    sampler_defaults(&s->spec, &s->model, (enum sampler_type)type);
-    s->spec.replay = true;
-    s->spec.guidance = cfg;
-    int rule = r->is_dir ? r->dir.desc.guide_channels : 3; // the authors' code guides the first three channels
-    s->spec.guide_channels = rule < 0 || rule > c->arch.in_channels ? c->arch.in_channels : rule;
-    return s->spec.type == SAMPLER_ODE ? parse_ode(&s->spec, c, (int)points, e) : parse_sde(&s->spec, c, (int)points, e);
-}
-
 // Gathers each image's draws: x0, then the recorded noise, transposed from [draw, image] to [image, draw].
 static int gather_noise(struct sampling *s, struct recorded *c, struct err *e) {
     const struct tensor *t = tensor_find(&c->file.table, "noise");
@@ -279,7 +230,7 @@ static int replay_sample(struct replay *r, struct recorded *c, struct replay_res
     struct sampling s = {0};
     struct runner_slot *slots = NULL, **live = NULL;
     int rc = recorded_open(c, r, "x0", e);
-    if (rc == OK) rc = parse_sampling(&s, r, c, e);
+    if (rc == OK) rc = replay_spec(&s.spec, &s.model, c, r->is_dir ? r->dir.desc.guide_channels : -2, e);
     if (rc == OK) rc = gather_noise(&s, c, e);
     bool adaptive = s.spec.method == METHOD_DOPRI5;
     s.slots = adaptive && s.spec.guidance != 1 ? 2 * c->n : c->n;
@@ -306,8 +257,8 @@ int replay_case(struct replay *r, const char *path, struct replay_result *result
     if (rc != OK) return rc;
     const char *family = replay_meta(&c, "family"), *kind = replay_meta(&c, "kind");
     if (!strcmp(kind, "forward")) rc = replay_forward(r, &c, result, e);
-    else if (strcmp(family, "sit") != 0)
-        rc = err_param(e, E_UNSUPPORTED, "family", "the case's family \"%s\" is not known here", family);
+    else if (r->is_dir && strcmp(family, r->dir.desc.family))
+        rc = err_param(e, E_CONFLICT, "family", "the case is of family \"%s\", the model of \"%s\"", family, r->dir.desc.family);
     else if (!strcmp(kind, "sample")) rc = replay_sample(r, &c, result, e);
     else rc = err_param(e, E_UNSUPPORTED, "kind", "the case's kind \"%s\" is not known here", kind);
     recorded_close(&c);

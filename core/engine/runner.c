@@ -13,7 +13,7 @@ struct runner {
     struct arch a;
     struct dit *dit;
     int slots, max_rows;
-    size_t numel;
+    size_t numel, out_ld; // floats of an image; of a row of the network's output
     float *cols;  // [slots, KERN_COLS, numel]
     float *noise; // [slots, numel], made when a slot with recorded noise is first moved
     /* host tables of one step */
@@ -38,6 +38,7 @@ int runner_new(struct runner **out, struct kern *k, const struct arch *a, const 
     *r = (struct runner){.k = k, .a = *a, .slots = slots, .max_rows = max_rows};
     r->numel = (size_t)a->in_channels * (size_t)a->input_size * (size_t)a->input_size;
     size_t n = (size_t)slots, rows = (size_t)max_rows;
+    r->out_ld = r->numel * (size_t)(dit_channels(a) / a->in_channels); // the second half is ddpm's variance, or not read
     r->gather = mem_array(rows, sizeof *r->gather);
     r->update = mem_array(n, sizeof *r->update);
     r->norm = mem_array(2 * n, sizeof *r->norm);
@@ -49,7 +50,7 @@ int runner_new(struct runner **out, struct kern *k, const struct arch *a, const 
     r->row_u = mem_array(n, sizeof *r->row_u);
     bool all = r->gather && r->update && r->norm && r->norms && r->moving && r->t && r->y && r->row_c && r->row_u;
     int rc = all ? OK : err_set(e, E_NOMEM, "no memory for a runner");
-    if (rc == OK) rc = dit_new(&r->dit, k, a, w, a->in_channels, max_rows, e);
+    if (rc == OK) rc = dit_new(&r->dit, k, a, w, dit_channels(a), max_rows, e);
     if (rc == OK) {
         void *p;
         int k_rc = k->alloc(k, n * KERN_COLS * r->numel * sizeof(float), &p);
@@ -85,10 +86,14 @@ static void fill_update(struct kern_row_update *u, const struct runner_slot *s, 
     u->row_rest = s->null_of >= 0 && row_u >= 0 ? row_u : row_c;
     u->scale = (float)step->guidance;
     u->guided = s->sampler.spec.guide_channels;
+    u->learned = step->learned;
+    u->log_lo = (float)step->log_lo, u->log_span = (float)step->log_span;
+    u->clip.c_out = (float)step->clip.c_out;
+    for (int j = 0; j < KERN_COLS; j++) u->clip.c[j] = (float)step->clip.c[j];
     for (int i = 0; i < step->n; i++) {
         const struct sampler_assign *from = &step->assign[i];
         struct kern_assign *to = &u->assign[i];
-        to->dst = from->dst, to->c_out = (float)from->c_out, to->c_noise = (float)from->c_noise;
+        to->dst = from->dst, to->c_out = (float)from->c_out, to->c_clip = (float)from->c_clip, to->c_noise = (float)from->c_noise;
         for (int j = 0; j < KERN_COLS; j++) to->c[j] = (float)from->c[j];
     }
 }
@@ -133,7 +138,7 @@ static int move(struct runner *r, struct runner_slot **s, int n, const int *row_
         }
     }
     size_t plane = (size_t)r->a.input_size * (size_t)r->a.input_size;
-    rc = r->k->row_update(r->k, r->cols, r->numel, plane, dit_out(r->dit), r->numel, s[0]->noise ? r->noise : NULL, r->update, n);
+    rc = r->k->row_update(r->k, r->cols, r->numel, plane, dit_out(r->dit), r->out_ld, s[0]->noise ? r->noise : NULL, r->update, n);
     if (rc == 0 && norms) rc = r->k->row_norm(r->k, r->norms, r->cols, r->numel, r->norm, norms);
     if (rc) return kern_failed(r, rc, e);
     for (int i = 0, at = 0; i < n; i++) {
@@ -169,6 +174,7 @@ int runner_start(struct runner *r, struct runner_slot *s, const struct sampler_s
     s->done = s->has_norms = false;
     err_clear(&s->err);
     if (s->slot < 0 || s->slot >= r->slots) return err_set(e, E_INTERNAL, "slot %d, there are %d", s->slot, r->slots);
+    if (model->learned_variance && !r->a.learn_sigma) return err_set(e, E_INTERNAL, "a learned variance of a network that has none");
     int rc = sampler_start(&s->sampler, spec, model, false, e);
     return rc == OK ? runner_plan(r, &s, 1, e) : rc;
 }

@@ -31,7 +31,7 @@ struct runner_slot { // one image in the making; the caller owns the array and k
     struct err err;       // this image alone failed (dopri5 gave up); done is set too
 };
 
-// slots columns sets and buffers for max_rows network rows are reserved. arch, weights: as dit_new.
+// slots columns sets and buffers for max_rows network rows are reserved. arch, weights: as dit_new. All output channels are kept.
 int runner_new(struct runner **, struct kern *, const struct arch *, const struct tensor_table *, int slots, int max_rows, struct err *);
 void runner_free(struct runner *);
 size_t runner_numel(const struct runner *);  // floats of an image: in_channels * input_size^2

@@ -90,3 +90,31 @@ TEST(golden_bundled_model) {
     }
     close_golden(&g);
 }
+
+TEST(golden_dit_reference) {
+    struct golden g = open_golden("ref", "tests/golden/dit-tiny.safetensors");
+    replay_one(&g, "tests/golden/dit-tiny.forward.safetensors");
+    replay_folder(&g, "tests/golden/dit", "ddpm", 4);
+    close_golden(&g);
+}
+
+TEST(golden_dit_cpu) {
+    struct golden g = open_golden("cpu", "tests/golden/dit-tiny.safetensors");
+    replay_one(&g, "tests/golden/dit-tiny.forward.safetensors");
+    replay_folder(&g, "tests/golden/dit", "dit.", 10);
+    close_golden(&g);
+}
+
+TEST(golden_maskdit_reference) {
+    struct golden g = open_golden("ref", "tests/golden/maskdit-tiny.safetensors");
+    replay_one(&g, "tests/golden/maskdit-tiny.forward.safetensors");
+    replay_folder(&g, "tests/golden/maskdit", "edm", 4);
+    close_golden(&g);
+}
+
+TEST(golden_maskdit_cpu) {
+    struct golden g = open_golden("cpu", "tests/golden/maskdit-tiny.safetensors");
+    replay_one(&g, "tests/golden/maskdit-tiny.forward.safetensors");
+    replay_folder(&g, "tests/golden/maskdit", "edm", 4);
+    close_golden(&g);
+}
