@@ -22,19 +22,45 @@ static int prove(struct replay *r, struct err *e) {
     return OK;
 }
 
+// A file or folder that is no model directory: a network's weights, else an autoencoder's.
+static int open_bare(struct replay *r, const char *path, struct err *e) {
+    struct err as_network = {0}, as_vae = {0};
+    int rc = checkpoint_open(&r->file, path, &as_network);
+    r->weights = &r->file.table;
+    if (rc == OK) rc = prove(r, &as_network);
+    if (rc == OK) return OK;
+    checkpoint_close(&r->file);
+    r->is_vae = vae_file_open(&r->vae, path, NULL, &as_vae) == OK;
+    if (r->is_vae) return OK;
+    *e = as_vae.status == E_CONFLICT && strcmp(as_vae.param, "decoder.conv_in.weight") != 0 ? as_vae : as_network; // a faulty autoencoder
+    return e->status;
+}
+
+static int open_dir(struct replay *r, const char *path, struct err *e) {
+    const struct latent *l = &r->dir.desc.latent;
+    int rc = model_dir_open(&r->dir, path, e);
+    if (rc != OK) return r->is_dir = false, rc;
+    r->weights = r->dir.weights;
+    r->proven = r->dir.desc.arch;
+    if (!l->vae_file[0]) return OK;
+    char *vae = mem_printf("%s/%s", path, l->vae_file);
+    rc = vae ? vae_file_open(&r->vae, vae, l->vae_sha256, e) : err_set(e, E_NOMEM, "no memory for a path");
+    r->is_vae = rc == OK;
+    mem_free(vae);
+    return rc;
+}
+
 int replay_open(struct replay **out, struct kern *k, const char *model, int heads, struct err *e) {
+    struct err local = {0};
     *out = NULL;
+    if (!e) e = &local;
     struct replay *r = mem_alloc(sizeof *r);
     if (!r) return err_set(e, E_NOMEM, "no memory to replay");
     r->k = k, r->heads = heads;
     char *described = mem_printf("%s/model.json", model);
     r->is_dir = described && access(described, F_OK) == 0;
     mem_free(described);
-    int rc = r->is_dir ? model_dir_open(&r->dir, model, e) : checkpoint_open(&r->file, model, e);
-    if (rc != OK) return mem_free(r), rc;
-    r->weights = r->is_dir ? r->dir.weights : &r->file.table;
-    if (r->is_dir) r->proven = r->dir.desc.arch;
-    else rc = prove(r, e);
+    int rc = r->is_dir ? open_dir(r, model, e) : open_bare(r, model, e);
     if (rc != OK) return replay_close(r), rc;
     *out = r;
     return OK;
@@ -43,6 +69,7 @@ int replay_open(struct replay **out, struct kern *k, const char *model, int head
 void replay_close(struct replay *r) {
     if (!r) return;
     runner_free(r->runner);
+    if (r->is_vae) vae_file_close(&r->vae);
     if (r->is_dir) model_dir_close(&r->dir);
     else checkpoint_close(&r->file);
     mem_free(r);
@@ -256,7 +283,9 @@ int replay_case(struct replay *r, const char *path, struct replay_result *result
     int rc = checkpoint_open(&c.file, path, e);
     if (rc != OK) return rc;
     const char *family = replay_meta(&c, "family"), *kind = replay_meta(&c, "kind");
-    if (!strcmp(kind, "forward")) rc = replay_forward(r, &c, result, e);
+    if (!strcmp(kind, "vae")) rc = replay_vae(r, &c, result, e);
+    else if (!r->weights || !r->weights->n) rc = err_param(e, E_CONFLICT, "kind", "the case is of kind \"%s\", the model is an autoencoder", kind);
+    else if (!strcmp(kind, "forward")) rc = replay_forward(r, &c, result, e);
     else if (r->is_dir && strcmp(family, r->dir.desc.family))
         rc = err_param(e, E_CONFLICT, "family", "the case is of family \"%s\", the model of \"%s\"", family, r->dir.desc.family);
     else if (!strcmp(kind, "sample")) rc = replay_sample(r, &c, result, e);

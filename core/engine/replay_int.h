@@ -5,6 +5,7 @@
 #include "core/engine/replay.h"
 #include "core/engine/runner.h"
 #include "core/io/checkpoint.h"
+#include "core/io/vae_file.h"
 #include "core/model/dit.h"
 
 struct replay {
@@ -15,6 +16,8 @@ struct replay {
     struct checkpoint file;   // else
     const struct tensor_table *weights;
     struct arch proven;       // what the tensors tell
+    bool is_vae;              // vae is open: the model is an autoencoder, or a model directory that names one
+    struct vae_file vae;
     /* the network of the last case, kept while its shape and size serve */
     struct runner *runner;
     struct arch arch;
@@ -46,5 +49,6 @@ void replay_conclude(struct replay_result *, const struct difference *, double t
 // E_UNSUPPORTED names a family or setting that is not known here. replay_spec.c
 int replay_spec(struct sampler_spec *, struct sampler_model *, const struct recorded *, int guide_channels, struct err *);
 int replay_forward(struct replay *, struct recorded *, struct replay_result *, struct err *); // replay_forward.c
+int replay_vae(struct replay *, struct recorded *, struct replay_result *, struct err *);     // replay_vae.c
 
 #endif
