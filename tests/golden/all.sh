@@ -15,4 +15,5 @@ for weights in "$golden/dit-tiny.pt" "$golden/dit-tiny.safetensors"; do replay "
 for weights in "$golden/maskdit-tiny.pt" "$golden/maskdit-tiny.safetensors"; do replay "$weights" "$golden"/maskdit-tiny.forward.safetensors "$golden"/maskdit.*.safetensors; done
 replay "$models/fashion-dit.pt" "$golden"/fashion/dit*.safetensors
 replay "$models/fashion-sit.pt" "$golden"/fashion/sit.forward.safetensors "$golden"/fashion/sit/*.safetensors
+replay "$golden/vae-tiny" "$golden"/vae-tiny.golden.safetensors
 exit $status
