@@ -61,8 +61,10 @@ static const struct option *find(const char *name, size_t len) {
 
 static bool is_choice(const char *choices, const char *value) {
     size_t len = strlen(value);
-    for (const char *p = choices; len && p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL)
-        if (!strncmp(p, value, len) && (p[len] == '|' || !p[len])) return true;
+    for (const char *word = choices, *end; *word; word = end + (*end == '|')) {
+        end = word + strcspn(word, "|");
+        if ((size_t)(end - word) == len && !memcmp(word, value, len)) return true;
+    }
     return false;
 }
 

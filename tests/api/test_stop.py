@@ -201,6 +201,9 @@ def test_exit_codes(models, tmp_path):
     assert serve("--max-rows").returncode == 2
     assert serve("--models", models, "--max-rows", "1").returncode == 2
     assert serve("--models", models, env={"SITD_MAX_ROWS": "1"}).returncode == 78
+    for choice in (("--log-level", "debug|info"), ("--backend", "auto|cpu"), ("--log-format", ""), ("--insecure-public=1|0",)):
+        r = serve("--models", models, "--check-config", *choice)
+        assert r.returncode == 2 and choice[0].split("=")[0] in r.stderr, choice
     assert serve("--models", models, "--config", tmp_path / "none").returncode == 66
     for bad in ("nonsense", "127.0.0.1", "127.0.0.1:99999", "::1:80", "unix:", "host.invalid:80"):
         r = serve("--models", models, "--listen", bad)
