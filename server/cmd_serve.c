@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -49,6 +50,20 @@ static int open_log(const struct config *c, struct err *e) {
     return 0;
 }
 
+#define OTHER_FILES 64 // descriptors beside the connections' own: engine, loop, log, files being read
+
+// So many connections need as many descriptors; a daemon that runs out of them hangs its clients instead of queueing them.
+static int reserve_descriptors(const struct config *c, struct err *e) {
+    struct rlimit files;
+    rlim_t need = (rlim_t)c->max_connections + OTHER_FILES;
+    if (getrlimit(RLIMIT_NOFILE, &files) || files.rlim_cur == RLIM_INFINITY || files.rlim_cur >= need) return 0;
+    struct rlimit more = {.rlim_cur = need, .rlim_max = files.rlim_max < need ? need : files.rlim_max};
+    if (!setrlimit(RLIMIT_NOFILE, &more)) return 0;
+    return err_param(e, E_RANGE, "max-connections",
+                     "max-connections is %lld, but this process may open %llu files and %d are needed beside the connections",
+                     (long long)c->max_connections, (unsigned long long)files.rlim_max, OTHER_FILES);
+}
+
 int cmd_serve(int argc, char **argv) {
     static struct config config;
     static struct server server;
@@ -64,6 +79,7 @@ int cmd_serve(int argc, char **argv) {
         err_param(&e, errno == EACCES ? E_PERM : E_NOTFOUND, "models", "models: %s: %s", config.models, strerror(errno));
         return complain(&e, status_exit_code(e.status));
     }
+    if (reserve_descriptors(&config, &e)) return complain(&e, status_exit_code(e.status));
     if (config.check_config || config.print_config) return 0;
     if (open_log(&config, &e) || listen_open(&listener, config.listen, &e)) return complain(&e, status_exit_code(e.status));
     signal(SIGPIPE, SIG_IGN);

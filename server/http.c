@@ -335,7 +335,8 @@ void http_connection(void *cls, struct MHD_Connection *mhd, void **socket_contex
         if (!c) return;
         *c->self = c->next;
         if (c->next) c->next->self = c->self;
-        if (s->n_conns-- + 1 >= s->config->max_connections) s->mhd_again = true; // it looks for newcomers only at its next turn
+        s->n_conns--;
+        s->mhd_again = true; // MHD that stopped accepting (limit reached, no descriptors left) begins again only at its next turn
         mem_free(c);
         *socket_context = NULL;
         return;

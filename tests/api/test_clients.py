@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Clients that leave, at every stage, and clients that dawdle. Afterwards nothing of theirs may be left in the engine."""
 import json
+import resource
 import socket
 import struct
 import threading
@@ -190,6 +191,28 @@ def test_connection_limit(start):
     assert d.request("GET", "/healthz", timeout=10).status == 200  # hogs are thrown out in their turn, then it is ours
     for s in hogs:
         s.close()
+
+
+def test_descriptors_run_out(start):
+    """The system's limit, not ours, stops accept(): who waits in the kernel is taken when others have gone."""
+    d = start()
+    _, hard = resource.prlimit(d.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(d.process.pid, resource.RLIMIT_NOFILE, (int(d.metric("process_open_fds")) + 10, hard))
+    hogs = [d.socket() for _ in range(30)]
+    time.sleep(0.2)
+    for s in hogs:
+        s.close()
+    assert d.request("GET", "/healthz", timeout=5).status == 200
+
+
+def test_descriptors_suffice_for_the_connections(start):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(128, hard), hard))  # what the daemon inherits
+    try:
+        d = start("--max-connections", "200")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert d.metric("process_max_fds") >= 200 + 64
 
 
 def test_queue_full(start):
