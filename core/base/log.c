@@ -12,6 +12,8 @@ static atomic_int sink = -1, least_level = LOG_INFO;
 static atomic_bool as_json = true;
 static const char *const level_names[] = {"debug", "info", "warn", "error"};
 
+#define VALUE_MAX 1024 // bytes of one text, so that a long path does not push out the fields behind it
+
 struct line { // bounded: a log line that does not fit is cut, never split
     char text[4096];
     size_t n;
@@ -26,17 +28,32 @@ static void put(struct line *l, const char *s, size_t n) {
 
 static void puts_(struct line *l, const char *s) { put(l, s, strlen(s)); }
 
+// Length of the UTF-8 sequence at s, 0 if it is none.
+static size_t sequence(const unsigned char *s) {
+    size_t n = s[0] < 0x80 ? 1 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
+    for (size_t i = 1; i < n; i++)
+        if ((s[i] & 0xc0) != 0x80) return 0; // also stops at the end of the string
+    bool overlong = (s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xf0 && s[1] < 0x90);
+    return overlong || (s[0] == 0xed && s[1] >= 0xa0) || (s[0] == 0xf4 && s[1] >= 0x90) ? 0 : n;
+}
+
+// Bytes that are not UTF-8 become U+FFFD, since a reader of the log would throw the whole line away.
 static void put_quoted(struct line *l, const char *s) {
+    size_t end = l->n + VALUE_MAX;
     puts_(l, "\"");
-    for (; *s; s++) {
+    while (*s && l->n < end && l->n + 16 <= sizeof l->text) {
         unsigned char c = (unsigned char)*s;
+        size_t n = sequence((const unsigned char *)s);
         char esc[8];
-        if (l->n + 16 > sizeof l->text) break;
-        if (c == '"' || c == '\\') snprintf(esc, sizeof esc, "\\%c", c);
-        else if (c < 0x20 || c == 0x7f) snprintf(esc, sizeof esc, "\\u%04x", c);
-        else snprintf(esc, sizeof esc, "%c", c);
-        puts_(l, esc);
+        if (n == 0) puts_(l, "\xef\xbf\xbd");
+        else if (n > 1 || (c >= 0x20 && c != 0x7f && c != '"' && c != '\\')) put(l, s, n);
+        else {
+            snprintf(esc, sizeof esc, c == '"' || c == '\\' ? "\\%c" : "\\u%04x", c);
+            puts_(l, esc);
+        }
+        s += n ? n : 1;
     }
+    if (*s) puts_(l, "\xe2\x80\xa6"); // an ellipsis: there was more
     l->text[l->n++] = '"';
 }
 

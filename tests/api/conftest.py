@@ -60,7 +60,8 @@ class Daemon:
 
     def __init__(self, models, *args, env=None, ready=True, listen="127.0.0.1:0"):
         self.process = subprocess.Popen([BINARY, "serve", "--models", str(models), "--listen", listen, "--backend", BACKEND, *args],
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_env(env))
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="surrogateescape",
+                                        env=clean_env(env))
         self.log, self.raw_log = [], []
         self.reader = threading.Thread(target=self._read_log, daemon=True)
         self.reader.start()

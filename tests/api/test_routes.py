@@ -113,6 +113,20 @@ def test_access_log(daemon):
     assert line["total_ms"] >= line["denoise_ms"] > 0
 
 
+@pytest.mark.parametrize("path,logged", [
+    (b"/%ff%fe%80x", "/\ufffd\ufffd\ufffdx"), (b"/\xff", "/\ufffd"), (b"/%ed%a0%80", "/\ufffd\ufffd\ufffd"), (b"/%c3%a9%f0%9f%98%80", "/\u00e9\U0001f600"),
+    (b"/%22%5c%0a%1b%7f", '/"\\\n\x1b\x7f'), (b"/" + b"a" * 9000, "/" + "a" * 1022 + "\u2026"), (b"/" + b"%c3%a9" * 2000, "/" + "\u00e9" * 511 + "\u2026")],
+    ids=["bytes", "raw", "surrogate", "utf8", "controls", "long", "long-utf8"])
+def test_hostile_path_in_the_log(daemon, path, logged):
+    """Whatever a path holds, its line is JSON in UTF-8 and has its other fields."""
+    with daemon.socket() as s:
+        s.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nX-Request-Id: path-%d\r\nConnection: close\r\n\r\n" % len(logged))
+        assert s.recv(4096).startswith(b"HTTP/1.1 404 ")
+    daemon.wait_until(lambda: daemon.logged(f"path-{len(logged)}"))
+    line = daemon.logged(f"path-{len(logged)}")[-1]
+    assert line["path"] == logged and line["total_ms"] >= 0 and line["code"] == 404
+
+
 def test_keep_alive(daemon):
     c = daemon.connection()
     for _ in range(3):
