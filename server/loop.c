@@ -194,12 +194,9 @@ static void log_state(struct server *s) {
 }
 
 static void on_log_file(uv_fs_t *req) {
-    static int current = -1; // the descriptor that the last SIGHUP opened; the loop thread's
     if (req->result < 0) log_error("log file cannot be reopened", log_str("error", uv_strerror((int)req->result)));
     else {
-        log_fd((int)req->result);
-        if (current >= 0) close(current);
-        current = (int)req->result;
+        log_reopen((int)req->result);
         log_info("log file reopened");
     }
     uv_fs_req_cleanup(req);

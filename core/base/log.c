@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "core/base/log.h"
 
+#include <fcntl.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -88,7 +89,10 @@ void log_open(int fd, enum log_level least, bool json) {
     atomic_store(&sink, fd);
 }
 
-void log_fd(int fd) { atomic_store(&sink, fd); }
+void log_reopen(int fd) {
+    dup3(fd, atomic_load(&sink), O_CLOEXEC); // of two open descriptors it does not fail
+    close(fd);
+}
 
 void log_event(enum log_level level, const char *msg, const struct log_field *fields, int n) {
     int fd = atomic_load(&sink);

@@ -25,7 +25,9 @@ struct log_field { // made with the macros below; value strings are borrowed for
 #define log_bool(k, v) ((struct log_field){ .key = (k), .type = LOG_BOOL, .u.b = (v) })
 
 void log_open(int fd, enum log_level least, bool json); // fd -1: silent (the default)
-void log_fd(int fd);                                    // another sink (SIGHUP after rotation)
+// Another file behind the sink's descriptor (SIGHUP after rotation). Takes fd. The number stays, so that a thread in the midst of a line
+// never writes to a descriptor that was closed and means something else by now.
+void log_reopen(int take_fd);
 void log_event(enum log_level, const char *msg, const struct log_field *fields, int n);
 // log_info("model loaded", log_str("model", name), log_int("bytes", n))
 #define log_at(level, msg, ...) \

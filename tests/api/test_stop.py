@@ -135,12 +135,16 @@ def test_user_signals(start, tmp_path):
     d.wait_until(lambda: '"msg":"state"' in log.read_text())
     state = next(json.loads(line) for line in log.read_text().splitlines() if '"state"' in line)
     assert state["ready"] == "ready" and state["models"] == 1 and state["running_rows"] == 0
-    log.rename(tmp_path / "log.1")
-    for _ in range(2):
+    files = d.metric("process_open_fds")
+    for i in range(3):
+        log.rename(tmp_path / f"log.{i}")
         d.signal(signal.SIGHUP)
-        d.wait_until(log.exists)
+        d.wait_until(lambda: log.exists() and "reopened" in log.read_text())
         d.get("/healthz")
         d.wait_until(lambda: "/healthz" in log.read_text())
+    d.wait_until(lambda: d.metric("process_open_fds") <= files)
+    held = [os.path.realpath(f"/proc/{d.process.pid}/fd/{n}") for n in os.listdir(f"/proc/{d.process.pid}/fd")]
+    assert not any("log." in name for name in held), held  # so that deleting a rotated file frees its space
     d.signal(signal.SIGPIPE)
     assert d.get("/healthz").status == 200
 
