@@ -166,6 +166,20 @@ static void check_post(struct exchange *ex, const char *length, struct http_erro
         http_error_set(e, 415, "unsupported_media_type", NULL, "Content-Encoding %.40s is not understood", coding);
 }
 
+static enum MHD_Result count_length(void *cls, enum MHD_ValueKind kind, const char *key, const char *value) {
+    (void)kind, (void)value;
+    *(int *)cls += !strcasecmp(key, "Content-Length");
+    return MHD_YES;
+}
+
+// Where the body ends must be beyond doubt: a proxy before us that reads these otherwise would take the rest for another request.
+static bool ambiguous_length(struct exchange *ex) {
+    const char *coding = MHD_lookup_connection_value(ex->mhd, MHD_HEADER_KIND, "Transfer-Encoding");
+    int lengths = 0;
+    MHD_get_connection_values(ex->mhd, MHD_HEADER_KIND, count_length, &lengths);
+    return lengths + (coding != NULL) > 1 || (coding && strcasecmp(coding, "chunked"));
+}
+
 // What the head alone shows to be wrong.
 static void check_head(struct exchange *ex, const char *length) {
     struct http_error *e = &ex->error;
@@ -174,6 +188,9 @@ static void check_head(struct exchange *ex, const char *length) {
     if (head && head->header_size > HEAD_MAX)
         http_error_set(e, 431, "head_too_large", NULL, "the request's head has %zu bytes; at most %u are taken",
                        head->header_size, HEAD_MAX);
+    else if (ambiguous_length(ex))
+        http_error_set(e, 400, "invalid_framing", NULL,
+                       "a body needs one Content-Length or Transfer-Encoding: chunked, not more and no other coding");
     else if (!ex->route) http_error_set(e, 404, "not_found", NULL, "no such path: %.200s", ex->path);
     else if (!options && strcmp(head_only ? "GET" : ex->method, ex->route->method) != 0)
         http_error_set(e, 405, "method_not_allowed", NULL, "%s takes %s, not %s", ex->route->path, ex->route->method, ex->method);
@@ -192,7 +209,8 @@ static enum MHD_Result begin(struct server *s, struct MHD_Connection *mhd, const
     const char *expect = MHD_lookup_connection_value(mhd, MHD_HEADER_KIND, "Expect");
     check_head(ex, length);
     if (!ex->error.status) return MHD_YES;
-    if (!expect && !(length && strtoull(length, NULL, 10) > READ_PAST_MAX)) return MHD_YES; // read past the body first
+    bool endless = ex->error.status == 400 || (length && strtoull(length, NULL, 10) > READ_PAST_MAX);
+    if (!expect && !endless) return MHD_YES; // read past the body first
     ex->mhd_close = true;
     http_answer_error(ex, &ex->error, 0);
     return queue_answer(ex);

@@ -223,6 +223,20 @@ def test_garbage(daemon, garbage):
     assert daemon.get("/healthz").status == 200
 
 
+@pytest.mark.parametrize("framing", ["Content-Length: 4\r\nTransfer-Encoding: chunked", "Content-Length: 4\r\nContent-Length: 44", "Transfer-Encoding: gzip, chunked",
+                                     "Transfer-Encoding: identity\r\nContent-Length: 4", "Transfer-Encoding: xchunked"])
+def test_ambiguous_length(daemon, framing):
+    """Such a request is refused and its connection closed, so that nothing behind it is taken for another request."""
+    with daemon.socket(5) as s:
+        s.sendall(b"POST /v1/samples HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + framing.encode()
+                  + b"\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\nX-Request-Id: smuggled\r\n\r\n")
+        text = b""
+        while chunk := s.recv(65536):
+            text += chunk
+    assert text.startswith(b"HTTP/1.1 400 ") and text.count(b"HTTP/1.1") == 1 and b"invalid_framing" in text and b"Connection: close" in text
+    assert not daemon.logged("smuggled")
+
+
 def test_cors_only_for_the_named_origin(start):
     d = start("--cors-origin", "https://a.example")
     preflight = d.request("OPTIONS", "/v1/samples", headers={"Origin": "https://a.example", "Access-Control-Request-Method": "POST"})
