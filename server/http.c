@@ -138,7 +138,7 @@ static struct exchange *exchange_new(struct server *s, struct conn *conn, struct
     ex->conn = conn;
     ex->mhd = mhd;
     snprintf(ex->method, sizeof ex->method, "%s", method);
-    ex->route = routes_find(ex->path, &part, &part_len);
+    ex->route = conn->nul_in_uri ? NULL : routes_find(ex->path, &part, &part_len);
     if (part) ex->path[(size_t)(part - ex->path) + part_len] = 0, ex->part = part;
     if (id && request_id_valid(id)) snprintf(ex->id, sizeof ex->id, "%s", id);
     else make_id(ex->id);
@@ -152,10 +152,18 @@ static struct exchange *exchange_new(struct server *s, struct conn *conn, struct
     return ex;
 }
 
+static enum MHD_Result first_name(void *cls, enum MHD_ValueKind kind, const char *name, const char *value) {
+    (void)kind, (void)value;
+    *(const char **)cls = name;
+    return MHD_NO;
+}
+
 static void check_post(struct exchange *ex, const char *length, struct http_error *e) {
     const char *type = MHD_lookup_connection_value(ex->mhd, MHD_HEADER_KIND, "Content-Type");
     const char *coding = MHD_lookup_connection_value(ex->mhd, MHD_HEADER_KIND, "Content-Encoding");
+    const char *in_query = NULL;
     int64_t most = ex->server->config->max_body;
+    MHD_get_connection_values(ex->mhd, MHD_GET_ARGUMENT_KIND, first_name, &in_query);
     if (length && strtoull(length, NULL, 10) > (unsigned long long)most)
         http_error_set(e, 413, "body_too_large", NULL, "the body has %.20s bytes; at most %lld are taken", length,
                        (long long)most);
@@ -164,6 +172,8 @@ static void check_post(struct exchange *ex, const char *length, struct http_erro
                        "the body must be application/json in UTF-8; Content-Type is %.80s", type ? type : "missing");
     else if (coding && strcasecmp(coding, "identity") != 0)
         http_error_set(e, 415, "unsupported_media_type", NULL, "Content-Encoding %.40s is not understood", coding);
+    else if (in_query)
+        http_error_set(e, 422, "unknown_field", in_query, "%.80s: fields belong into the body, not into the query", in_query);
 }
 
 static enum MHD_Result count_length(void *cls, enum MHD_ValueKind kind, const char *key, const char *value) {
@@ -377,7 +387,7 @@ void *http_request_line(void *cls, const char *uri, struct MHD_Connection *mhd) 
     const union MHD_ConnectionInfo *info = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
     struct conn *c = info ? info->socket_context : NULL;
     int64_t latest = now_ms() + s->config->request_timeout;
-    (void)uri;
+    if (c) c->nul_in_uri = strstr(uri, "%00");
     if (c && c->head_deadline_ms > latest) c->head_deadline_ms = latest;
     return NULL; // *con_cls of the first call
 }

@@ -53,6 +53,7 @@ struct conn { // one accepted socket
     int64_t since_ms; // accepted, or last request ended
     int64_t head_deadline_ms;
     bool used;           // it has carried a request
+    bool nul_in_uri;     // of the request at hand: what MHD hands over as its path ends there
     bool hung_up;        // the client's end was closed at the last tick, between requests
     struct exchange *ex; // NULL between requests
 };

@@ -44,7 +44,7 @@ def test_options(daemon, path):
     assert r.headers["Access-Control-Allow-Origin"] is None
 
 
-@pytest.mark.parametrize("path", ["/nope", "/v1", "/v1/", "/v1/samples/", "/v1/models/tiny/x", "//healthz", "/healthz/", "/v2/models//ready", "/%2e%2e/etc/passwd"])
+@pytest.mark.parametrize("path", ["/nope", "/healthz%00", "/%00", "/v1", "/v1/", "/v1/samples/", "/v1/models/tiny/x", "//healthz", "/healthz/", "/v2/models//ready", "/%2e%2e/etc/passwd"])
 def test_unknown_path(daemon, path):
     r = daemon.get(path)
     assert r.status == 404

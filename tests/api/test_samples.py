@@ -152,6 +152,11 @@ def test_wrong_value(daemon, change, param):
         assert r.error["param"] == param
 
 
+def test_query_is_not_ignored(daemon):
+    r = daemon.request("POST", "/v1/samples?seed=5&n=2", body=json.dumps(SHORT), headers=JSON)
+    assert r.status == 422 and r.error["param"] in ("seed", "n") and "body" in r.error["message"]
+
+
 def test_missing_class(daemon):
     r = daemon.sample({"seed": 1})
     assert r.status == 422 and "class" in r.error["message"]
