@@ -276,7 +276,7 @@ static const struct field fields[] = {
     {"sampler", "w_t_scale", read_positive, FIELD_W_T_SCALE, AT(w_t_scale), .min = 0, .max = 1000},
     {"sampler", "last_step", read_name, FIELD_LAST_STEP, AT(last_step), .names = last_steps},
     {"sampler", "last_step_size", read_real, FIELD_LAST_STEP_SIZE, AT(last_step_size), .min = 0, .max = 1},
-    {"sampler", "atol", read_positive, FIELD_ATOL, AT(atol), .min = 0, .max = 1},
+    {"sampler", "atol", read_real, FIELD_ATOL, AT(atol), .min = SAMPLER_MIN_ATOL, .max = 1},
     {"sampler", "rtol", read_positive, FIELD_RTOL, AT(rtol), .min = 0, .max = 1},
     {"guidance", "scale", read_real, FIELD_SCALE, AT(scale), .min = 0, .max = 1000},
     {"guidance", "interval", read_interval, .id = FIELD_INTERVAL},

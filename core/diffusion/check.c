@@ -36,7 +36,7 @@ static int check_guidance(const struct sampler_spec *spec, struct err *err) {
 static int check_ode(const struct sampler_spec *spec, struct err *err) {
     if (spec->method != METHOD_DOPRI5) return in_range(spec->steps, 1, SAMPLER_MAX_STEPS, "sampler.steps", err);
     int rc = in_range(spec->max_evaluations, 8, SAMPLER_MAX_EVALUATIONS, "sampler.max_evaluations", err);
-    if (!rc) rc = above(spec->atol, 0, 1, "sampler.atol", err);
+    if (!rc) rc = in_range(spec->atol, SAMPLER_MIN_ATOL, 1, "sampler.atol", err);
     return rc ? rc : in_range(spec->rtol, 0, 1, "sampler.rtol", err);
 }
 

@@ -7,7 +7,7 @@
  *   - the diffusion coefficient V(t) of "sbdm" is infinite at t = 0 of linear and GVP: a velocity model starts at 1e-3;
  *   - the second drift of SDE Heun without a last step would be evaluated at t = 1, where the score is infinite: it ends at
  *     1 - 1e-3;
- *   - a last step of size 0 would be evaluated at t = 1 too: the same end.
+ *   - a last step of size 0 (or below 1e-16, which is the same to 1 - size) would be evaluated at t = 1 too: the same end.
  * A replay follows the recorder and moves none of these.
  *
  * On another path than the model's: VP as the sampling path ends at 1 - 1e-3 (its sigma' is infinite at 1); a noise or score
@@ -82,7 +82,7 @@ static void end_at_range(const struct sampler_spec *spec, const struct sampler_m
 
 static void end_of(const struct sampler_spec *spec, const struct sampler_model *m, struct interval *iv) {
     bool last = spec->type == SAMPLER_SDE && spec->last != LAST_NONE, path = m->kind == MODEL_PATH;
-    if (last && spec->last_size > 0) {
+    if (last && 1 - spec->last_size < 1) { // what a double cannot tell from 0 is 0
         iv->t1 = 1 - spec->last_size;
         return;
     }

@@ -51,6 +51,7 @@ int last_step_parse(const char *);
 #define SAMPLER_X 0
 #define SAMPLER_MAX_STEPS 10000
 #define SAMPLER_MAX_EVALUATIONS 40000
+#define SAMPLER_MIN_ATOL 1e-12 // far below what float32 resolves; dopri5's error norm cannot overflow
 #define SAMPLER_KNOTS 64
 
 struct sampler_curve { // linear between n points of rising t, constant outside

@@ -78,6 +78,7 @@ TEST(sampler_check_ranges) {
     REFUSED(SAMPLER_SDE, last_size, 1, "sampler.last_step_size");
     REFUSED(SAMPLER_SDE, last_size, NAN, "sampler.last_step_size");
     REFUSED_DOPRI5(atol, 0, "sampler.atol");
+    REFUSED_DOPRI5(atol, 1e-13, "sampler.atol"); // an error norm that is divided by less can overflow
     REFUSED_DOPRI5(atol, NAN, "sampler.atol");
     REFUSED_DOPRI5(rtol, -1e-3, "sampler.rtol");
     REFUSED_DOPRI5(rtol, INFINITY, "sampler.rtol");
@@ -133,11 +134,11 @@ static void run_spec(const struct sampler_spec *spec, const struct sampler_model
 }
 
 static void each_sde(struct sampler_spec spec, struct sampler_model *m) {
-    static const double sizes[] = { 0.04, 0, 1e-9, 0.5, 0.9 }, scales[] = { 1, 0.37 };
+    static const double sizes[] = { 0.04, 0, 1e-9, 1e-17, 0.5, 0.9 }, scales[] = { 1, 0.37 };
     for (int method = METHOD_EULER; method <= METHOD_HEUN; method++)
         for (int form = 0; form < W_COUNT; form++)
             for (int last = 0; last < LAST_COUNT; last++)
-                for (int z = 0; z < 5; z++)
+                for (int z = 0; z < 6; z++)
                     for (int k = 0; k < 2; k++) {
                         spec.method = (enum sampler_method)method;
                         if (!gauss_w_t(&spec, m, (enum w_form)form)) continue;
@@ -331,6 +332,8 @@ TEST(sampler_notes_say_what_moved) {
           notes_of(PATH_VP, PRED_VELOCITY, PATH_VP, sde, "") == 0);
     sde.w_t = W_SIGMA;
     sde.last_size = 0;
+    CHECK(notes_of(PATH_LINEAR, PRED_VELOCITY, PATH_LINEAR, sde, "size 0") == 1);
+    sde.last_size = 1e-17;
     CHECK(notes_of(PATH_LINEAR, PRED_VELOCITY, PATH_LINEAR, sde, "size 0") == 1);
     sde.last = LAST_NONE;
     CHECK(notes_of(PATH_LINEAR, PRED_VELOCITY, PATH_LINEAR, sde, "") == 0);
