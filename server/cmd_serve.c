@@ -50,6 +50,13 @@ static int open_log(const struct config *c, struct err *e) {
     return 0;
 }
 
+static int check_models(const struct config *c, struct err *e) {
+    struct stat st;
+    int why = stat(c->models, &st) ? errno : !S_ISDIR(st.st_mode) ? ENOTDIR : access(c->models, R_OK | X_OK) ? errno : 0;
+    if (!why) return 0;
+    return err_param(e, why == EACCES ? E_PERM : E_NOTFOUND, "models", "models: %s: %s", c->models, strerror(why));
+}
+
 #define OTHER_FILES 64 // descriptors beside the connections' own: engine, loop, log, files being read
 
 // So many connections need as many descriptors; a daemon that runs out of them hangs its clients instead of queueing them.
@@ -75,10 +82,7 @@ int cmd_serve(int argc, char **argv) {
     if (config.version) return printf("sitd %s (%s)\n", sitd_version, sitd_commit) < 0;
     if (check_public(&config, &e)) return complain(&e, status_exit_code(e.status));
     if (config.print_config) config_print(&config, stdout);
-    if (access(config.models, R_OK | X_OK)) {
-        err_param(&e, errno == EACCES ? E_PERM : E_NOTFOUND, "models", "models: %s: %s", config.models, strerror(errno));
-        return complain(&e, status_exit_code(e.status));
-    }
+    if (check_models(&config, &e)) return complain(&e, status_exit_code(e.status));
     if (reserve_descriptors(&config, &e)) return complain(&e, status_exit_code(e.status));
     if (config.check_config || config.print_config) return 0;
     if (open_log(&config, &e) || listen_open(&listener, config.listen, &e)) return complain(&e, status_exit_code(e.status));

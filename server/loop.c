@@ -293,5 +293,6 @@ int server_run(struct server *s, const struct config *c, const struct listener *
         log_info("stopped", log_int("exit", s->exit_code));
     }
     server_end(s);
+    if (rc == E_UNSUPPORTED) rc = E_DEVICE; // models are judged later, on their own: what is unsupported here is the processor
     return rc ? status_exit_code(rc) : s->exit_code;
 }

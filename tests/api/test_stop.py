@@ -198,6 +198,8 @@ def test_public_address_when_meant(start):
 
 def test_exit_codes(models, tmp_path):
     assert serve("--models", tmp_path / "missing").returncode == 66
+    r = serve("--models", models / "tiny" / "model.json")
+    assert r.returncode == 66 and "Not a directory" in r.stderr
     empty = tmp_path / "empty"
     empty.mkdir()
     assert serve("--models", empty, "--listen", "127.0.0.1:0", "--backend", BACKEND).returncode == 66
@@ -212,6 +214,12 @@ def test_exit_codes(models, tmp_path):
     for bad in ("nonsense", "127.0.0.1", "127.0.0.1:99999", "::1:80", "unix:", "host.invalid:80"):
         r = serve("--models", models, "--listen", bad)
         assert r.returncode == 78 and "listen" in r.stderr, bad
+
+
+@pytest.mark.skipif(BACKEND == "ref", reason="the reference has no processor to miss")
+def test_processor_without_bf16(models):
+    r = serve("--models", models, "--listen", "127.0.0.1:0", "--precision", "bf16", env={"ONEDNN_MAX_CPU_ISA": "AVX2"})
+    assert r.returncode == 69 and "AVX-512" in r.stderr, r.stderr
 
 
 def test_address_in_use(models):
