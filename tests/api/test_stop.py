@@ -13,7 +13,7 @@ import time
 import pytest
 
 import tiny
-from conftest import BINARY, BACKEND, LONG, SCALE, SHORT, clean_env
+from conftest import BINARY, BACKEND, ROOT, LONG, SCALE, SHORT, clean_env
 from test_clients import raw_request
 
 MEDIUM = {"class": 3, "seed": 9, "sampler": {"type": "ode", "method": "heun", "steps": 150}}
@@ -180,6 +180,36 @@ def test_text_log(start):
     d = start("--log-format", "text", "--log-level", "debug")
     d.get("/healthz")
     d.wait_until(lambda: any('route="/healthz"' in line for line in d.raw_log))
+
+
+# ---- make run
+
+RUN = ROOT / "tools" / "run.sh"
+
+
+def run_script(listen):
+    return subprocess.Popen([RUN], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=clean_env({"LISTEN": listen}), start_new_session=True)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("stop", ["terminal", "script"])
+def test_run_script(stop):
+    p = run_script("127.0.0.1:0")
+    assert p.stdout.readline() == "first picture: build/first.png\n" and (ROOT / "build/first.png").read_bytes().startswith(b"\x89PNG")
+    assert re.fullmatch(r"the page: +http://127\.0\.0\.1:[1-9]\d*/\n", p.stdout.readline())
+    if stop == "terminal":
+        os.killpg(p.pid, signal.SIGINT)
+    else:
+        p.terminate()
+    assert p.wait(20) == 0
+    p.stdout.close()
+
+
+@pytest.mark.full
+def test_run_script_when_another_daemon_has_the_port(start):
+    d = start()
+    p = run_script(f"127.0.0.1:{d.port}")
+    assert p.communicate(timeout=20)[0] == "" and p.returncode == 1
 
 
 # ---- Exit codes and configuration
