@@ -3,7 +3,8 @@
  * model_json: model.json's text to struct model_desc and back (declared in model_dir.h, format there).
  *
  * Everything is checked here, once, so that the layers above may trust a desc: required fields, types, ranges, file names,
- * unknown fields. family "sit" needs path and prediction; "dit" (discrete time, learned range) has neither and refuses them.
+ * unknown fields. family "sit" needs path and prediction; "dit" (discrete time, learned range), "maskdit" and "sd-dit" (EDM) have
+ * neither and refuse them. What a family alone decides of the network (one-hot labels) is set here too.
  */
 #include <jansson.h>
 #include <math.h>
@@ -16,6 +17,7 @@
 
 #define MAX_LABEL 200 // bytes of one name
 #define MAX_NAMES 64  // of one class
+#define MAX_KNOTS 4096 // of the loss curve
 
 struct reader { // one JSON object with its place in the document
     json_t *obj;
@@ -24,7 +26,7 @@ struct reader { // one JSON object with its place in the document
 };
 
 static int refuse(struct reader *r, int status, const char *key, const char *why) {
-    char shown[48], field[64];
+    char shown[48], field[80];
     jsonio_printable(shown, sizeof shown, key);
     snprintf(field, sizeof field, "%s%s", r->at, shown);
     return err_param(r->e, status, field, "field '%s' %s", field, why);
@@ -89,9 +91,42 @@ static int get_choice(struct reader *r, const char *key, char *dst, size_t size,
     return refuse(r, E_UNSUPPORTED, key, why);
 }
 
-static int parse_arch(struct arch *a, struct reader *top) {
+static int get_number(struct reader *r, const char *key, const json_t *v, double more_than, double *dst) {
+    if (!json_is_number(v)) return refuse(r, E_FORMAT, key, "must hold numbers");
+    *dst = json_number_value(v);
+    return *dst > more_than && *dst <= 1e30 ? OK : refuse(r, E_RANGE, key, "holds a number out of range");
+}
+
+static bool is_masked(const char *family) { return strcmp(family, "maskdit") == 0 || strcmp(family, "sd-dit") == 0; }
+
+static int parse_block(struct arch *a, struct reader *r) {
+    static const char *const blocks[] = {"adaln-zero", "adaln", "cross-attention", "in-context", NULL};
+    char name[24] = "adaln-zero";
+    int rc = OK;
+    if (json_object_get(r->obj, "block"))
+        rc = get_choice(r, "block", name, sizeof name, blocks,
+                        "must be \"adaln-zero\", \"adaln\", \"cross-attention\" or \"in-context\"");
+    if (rc == OK) a->block = (enum arch_block)arch_block_parse(name);
+    return rc;
+}
+
+static int parse_decoder(struct arch *a, const char *family, struct reader *top) {
+    static const char *const known[] = {"hidden_size", "depth", "num_heads", NULL};
+    struct reader r;
+    if (!json_object_get(top->obj, "decoder")) return OK;
+    if (!is_masked(family)) return refuse(top, E_CONFLICT, "decoder", "does not apply to this family");
+    int rc = get_object(top, "decoder", "architecture.decoder.", &r);
+    if (rc == OK) rc = only(&r, known);
+    if (rc == OK) rc = get_size(&r, "hidden_size", &a->decoder.hidden_size);
+    if (rc == OK) rc = get_size(&r, "depth", &a->decoder.depth);
+    if (rc == OK && a->decoder.depth == 0) rc = refuse(&r, E_RANGE, "depth", "is 0; leave the decoder out instead");
+    return rc == OK ? get_size(&r, "num_heads", &a->decoder.num_heads) : rc;
+}
+
+static int parse_arch(struct arch *a, const char *family, struct reader *top) {
     static const char *const known[] = {"input_size", "patch_size",  "in_channels",   "hidden_size", "depth", "num_heads",
-                                        "mlp_ratio",  "num_classes", "class_dropout", "learn_sigma", NULL};
+                                        "mlp_ratio",  "num_classes", "class_dropout", "learn_sigma", "block", "decoder",
+                                        "block_embedders", NULL};
     struct reader r;
     int rc = get_object(top, "architecture", "architecture.", &r);
     if (rc == OK) rc = only(&r, known);
@@ -104,6 +139,12 @@ static int parse_arch(struct arch *a, struct reader *top) {
     if (rc == OK) rc = get_size(&r, "num_classes", &a->num_classes);
     if (rc == OK) rc = get_bool(&r, "class_dropout", true, &a->class_dropout);
     if (rc == OK) rc = get_bool(&r, "learn_sigma", true, &a->learn_sigma);
+    if (rc == OK) rc = get_bool(&r, "block_embedders", false, &a->block_embedders);
+    if (rc == OK && a->block_embedders && strcmp(family, "dit") != 0)
+        rc = refuse(&r, E_CONFLICT, "block_embedders", "does not apply to this family");
+    if (rc == OK) rc = parse_block(a, &r);
+    if (rc == OK) rc = parse_decoder(a, family, &r);
+    a->one_hot = is_masked(family);
     json_t *ratio = json_object_get(r.obj, "mlp_ratio");
     if (rc == OK && ratio && !json_is_number(ratio)) rc = refuse(&r, E_FORMAT, "mlp_ratio", "must be a number");
     a->mlp_ratio = ratio ? json_number_value(ratio) : 4;
@@ -214,50 +255,123 @@ static bool is_file_name(const char *s) {
 
 static bool is_digest(const char *s) { return strlen(s) == 64 && strspn(s, "0123456789abcdef") == 64; }
 
-static int parse_weights(struct model_desc *d, struct reader *top) {
-    static const char *const known[] = {"file", "sha256", NULL};
-    struct reader r;
-    int rc = get_object(top, "weights", "weights.", &r);
-    if (rc == OK) rc = only(&r, known);
-    if (rc == OK) rc = get_text(&r, "file", d->weights_file, sizeof d->weights_file);
-    if (rc == OK && !is_file_name(d->weights_file))
-        rc = refuse(&r, E_FORMAT, "file", "must be the name of a file in the model's directory");
-    if (rc == OK) rc = get_text(&r, "sha256", d->weights_sha256, sizeof d->weights_sha256);
-    if (rc == OK && !is_digest(d->weights_sha256))
-        rc = refuse(&r, E_FORMAT, "sha256", "must be 64 lower-case hexadecimal digits");
-    return rc;
-}
-
 static int parse_kind(struct model_desc *d, struct reader *r) {
-    static const char *const families[] = {"sit", "dit", NULL}, *const paths[] = {"linear", "gvp", "vp", NULL},
+    static const char *const families[] = {"sit", "dit", "maskdit", "sd-dit", NULL}, *const paths[] = {"linear", "gvp", "vp", NULL},
                              *const predictions[] = {"velocity", "noise", "score", NULL};
-    int rc = get_choice(r, "family", d->family, sizeof d->family, families, "must be \"sit\" or \"dit\"");
+    int rc = get_choice(r, "family", d->family, sizeof d->family, families, "must be \"sit\", \"dit\", \"maskdit\" or \"sd-dit\"");
     if (rc == OK && strcmp(d->family, "sit") == 0) {
         rc = get_choice(r, "path", d->path, sizeof d->path, paths, "must be \"linear\", \"gvp\" or \"vp\"");
         if (rc == OK)
             rc = get_choice(r, "prediction", d->prediction, sizeof d->prediction, predictions,
                             "must be \"velocity\", \"noise\" or \"score\"");
     } else if (rc == OK) {
-        if (json_object_get(r->obj, "path")) rc = refuse(r, E_CONFLICT, "path", "does not apply to family \"dit\"");
-        else if (json_object_get(r->obj, "prediction"))
-            rc = refuse(r, E_CONFLICT, "prediction", "does not apply to family \"dit\"");
+        static const char *const continuous[] = {"path", "prediction", "time", "loss_curve"};
+        char why[48];
+        snprintf(why, sizeof why, "does not apply to family \"%s\"", d->family);
+        for (size_t i = 0; rc == OK && i < sizeof continuous / sizeof *continuous; i++)
+            if (json_object_get(r->obj, continuous[i])) rc = refuse(r, E_CONFLICT, continuous[i], why);
     }
     return rc;
 }
 
+// How the network's numbers differ from the authors': the direction of its time, diffusers' constants.
+static int parse_variant(struct model_desc *d, struct reader *r) {
+    static const char *const times[] = {"forward", "reversed", NULL}, *const compats[] = {"diffusers", NULL};
+    char time[16] = "forward", compat[16] = "";
+    int rc = OK;
+    if (json_object_get(r->obj, "time")) rc = get_choice(r, "time", time, sizeof time, times, "must be \"forward\" or \"reversed\"");
+    if (rc == OK && json_object_get(r->obj, "compat")) rc = get_choice(r, "compat", compat, sizeof compat, compats, "must be \"diffusers\"");
+    if (rc == OK && compat[0] && strcmp(d->family, "dit") != 0) rc = refuse(r, E_CONFLICT, "compat", "applies to family \"dit\" only");
+    d->arch.reversed = strcmp(time, "reversed") == 0;
+    d->arch.negated = d->arch.reversed && strcmp(d->prediction, "velocity") == 0;
+    d->arch.diffusers = compat[0] != 0;
+    return rc;
+}
+
+static int parse_file(struct reader *r, char file[256], char sha256[65]) {
+    static const char *const known[] = {"file", "sha256", NULL};
+    int rc = only(r, known);
+    if (rc == OK) rc = get_text(r, "file", file, 256);
+    if (rc == OK && !is_file_name(file)) rc = refuse(r, E_FORMAT, "file", "must be the name of a file in the model's directory");
+    if (rc == OK) rc = get_text(r, "sha256", sha256, 65);
+    if (rc == OK && !is_digest(sha256)) rc = refuse(r, E_FORMAT, "sha256", "must be 64 lower-case hexadecimal digits");
+    return rc;
+}
+
+static int parse_channels(double **dst, struct reader *r, const char *key, int channels, double more_than) {
+    const json_t *v = json_object_get(r->obj, key);
+    if (!v) return refuse(r, E_FORMAT, key, "is missing");
+    if (!json_is_array(v) || json_array_size(v) != (size_t)channels) {
+        char why[80];
+        snprintf(why, sizeof why, "must be an array of a number a channel, %d", channels);
+        return refuse(r, E_CONFLICT, key, why);
+    }
+    *dst = mem_array((size_t)channels, sizeof **dst);
+    if (!*dst) return err_set(r->e, E_NOMEM, "no memory for latent statistics");
+    for (int i = 0; i < channels; i++)
+        if (get_number(r, key, json_array_get(v, (size_t)i), more_than, &(*dst)[i])) return r->e->status;
+    return OK;
+}
+
+static int parse_latent(struct model_desc *d, struct reader *top) {
+    static const char *const known[] = {"vae", "scale", "mean", "std", NULL};
+    struct reader r, vae;
+    struct latent *l = &d->latent;
+    if (!json_object_get(top->obj, "latent")) return OK;
+    int rc = get_object(top, "latent", "latent.", &r);
+    if (rc == OK) rc = only(&r, known);
+    if (rc == OK && json_object_get(r.obj, "vae")) {
+        rc = get_object(&r, "vae", "latent.vae.", &vae);
+        if (rc == OK) rc = parse_file(&vae, l->vae_file, l->vae_sha256);
+    }
+    if (rc != OK) return rc;
+    const json_t *scale = json_object_get(r.obj, "scale");
+    bool statistics = json_object_get(r.obj, "mean") || json_object_get(r.obj, "std");
+    if (scale && statistics) return refuse(&r, E_CONFLICT, "scale", "and mean and std exclude each other");
+    if (!scale && !statistics) return refuse(&r, E_FORMAT, "scale", "is missing (or mean and std)");
+    if (scale) return get_number(&r, "scale", scale, 0, &l->scale);
+    rc = parse_channels(&l->mean, &r, "mean", d->arch.in_channels, -1e30);
+    return rc == OK ? parse_channels(&l->std, &r, "std", d->arch.in_channels, 0) : rc;
+}
+
+static int parse_loss_curve(struct model_desc *d, struct reader *r) {
+    const json_t *v = json_object_get(r->obj, "loss_curve");
+    size_t n = json_array_size(v);
+    if (!v) return OK;
+    if (n < 2 || n > MAX_KNOTS) return refuse(r, E_FORMAT, "loss_curve", "must be an array of 2 to 4096 pairs [t, loss]");
+    if (!(d->loss_curve = mem_array(n, sizeof *d->loss_curve))) return err_set(r->e, E_NOMEM, "no memory for the loss curve");
+    d->n_loss_curve = (int)n;
+    double before = -1;
+    for (size_t i = 0; i < n; i++) {
+        const json_t *pair = json_array_get(v, i);
+        struct loss_knot *k = &d->loss_curve[i];
+        if (json_array_size(pair) != 2) return refuse(r, E_FORMAT, "loss_curve", "must be an array of 2 to 4096 pairs [t, loss]");
+        if (get_number(r, "loss_curve", json_array_get(pair, 0), before, &k->t)) return r->e->status; // rising
+        if (get_number(r, "loss_curve", json_array_get(pair, 1), 0, &k->loss)) return r->e->status;
+        if (k->t < 0 || k->t > 1) return refuse(r, E_RANGE, "loss_curve", "holds a t outside 0 to 1");
+        before = k->t;
+    }
+    return OK;
+}
+
 static int parse_root(struct model_desc *d, struct reader *r) {
-    static const char *const known[] = {"format", "family",  "architecture", "path", "prediction", "guidance",
-                                        "labels", "default", "weights",      "step", NULL};
+    static const char *const known[] = {"format", "family", "architecture", "path", "prediction", "time", "compat", "guidance", "latent",
+                                        "loss_curve", "labels", "default", "weights", "step", NULL};
+    struct reader weights;
     int64_t format;
     if (!json_is_object(r->obj)) return err_set(r->e, E_FORMAT, "model.json is not a JSON object");
     int rc = get_int(r, "format", 1, 1, &format);
     if (rc == OK) rc = only(r, known);
     if (rc == OK) rc = parse_kind(d, r);
-    if (rc == OK) rc = parse_arch(&d->arch, r);
+    if (rc == OK) rc = parse_arch(&d->arch, d->family, r);
+    if (rc == OK) rc = parse_variant(d, r);
     if (rc == OK) rc = parse_guidance(d, r);
+    if (rc == OK) rc = parse_latent(d, r);
+    if (rc == OK) rc = parse_loss_curve(d, r);
     if (rc == OK) rc = parse_labels(d, r);
     if (rc == OK) rc = get_bool(r, "default", false, &d->is_default);
-    if (rc == OK) rc = parse_weights(d, r);
+    if (rc == OK) rc = get_object(r, "weights", "weights.", &weights);
+    if (rc == OK) rc = parse_file(&weights, d->weights_file, d->weights_sha256);
     if (rc == OK && json_object_get(r->obj, "step")) rc = get_int(r, "step", 0, INT64_MAX, &d->step);
     return rc;
 }
@@ -280,6 +394,9 @@ void model_desc_deinit(struct model_desc *d) {
         mem_free(d->labels[i].names);
     }
     mem_free(d->labels);
+    mem_free(d->latent.mean);
+    mem_free(d->latent.std);
+    mem_free(d->loss_curve);
     *d = (struct model_desc){0};
 }
 
@@ -299,16 +416,51 @@ static json_t *dump_labels(const struct model_desc *d) {
     return NULL;
 }
 
-static json_t *dump_arch(const struct arch *a) {
-    return json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:i, s:b, s:b}", "input_size", a->input_size, "patch_size",
-                     a->patch_size, "in_channels", a->in_channels, "hidden_size", a->hidden_size, "depth", a->depth, "num_heads",
-                     a->num_heads, "mlp_ratio", a->mlp_ratio, "num_classes", a->num_classes, "class_dropout", a->class_dropout,
-                     "learn_sigma", a->learn_sigma);
-}
-
 static bool put(json_t *root, const char *key, json_t *v) {
     return json_object_set_new(root, key, v) == 0;
 } // false also for v == NULL
+
+static json_t *dump_arch(const struct arch *a) {
+    json_t *root = json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:i, s:b, s:b}", "input_size", a->input_size, "patch_size",
+                             a->patch_size, "in_channels", a->in_channels, "hidden_size", a->hidden_size, "depth", a->depth,
+                             "num_heads", a->num_heads, "mlp_ratio", a->mlp_ratio, "num_classes", a->num_classes, "class_dropout",
+                             a->class_dropout, "learn_sigma", a->learn_sigma);
+    bool ok = root;
+    if (a->block != BLOCK_ADALN_ZERO) ok = ok && put(root, "block", json_string(arch_block_name(a->block)));
+    if (a->block_embedders) ok = ok && put(root, "block_embedders", json_true());
+    if (a->decoder.depth)
+        ok = ok && put(root, "decoder", json_pack("{s:i, s:i, s:i}", "hidden_size", a->decoder.hidden_size, "depth",
+                                                  a->decoder.depth, "num_heads", a->decoder.num_heads));
+    if (ok) return root;
+    json_decref(root);
+    return NULL;
+}
+
+static json_t *dump_numbers(const double *v, int n) {
+    json_t *all = json_array();
+    for (int i = 0; all && i < n; i++)
+        if (json_array_append_new(all, json_real(v[i])) != 0) return json_decref(all), NULL;
+    return all;
+}
+
+static json_t *dump_latent(const struct latent *l, int channels) {
+    json_t *root = json_object();
+    bool ok = root;
+    if (l->vae_file[0]) ok = ok && put(root, "vae", json_pack("{s:s, s:s}", "file", l->vae_file, "sha256", l->vae_sha256));
+    if (l->mean) ok = ok && put(root, "mean", dump_numbers(l->mean, channels)) && put(root, "std", dump_numbers(l->std, channels));
+    else ok = ok && put(root, "scale", json_real(l->scale));
+    if (ok) return root;
+    json_decref(root);
+    return NULL;
+}
+
+static json_t *dump_loss_curve(const struct model_desc *d) {
+    json_t *all = json_array();
+    for (int i = 0; all && i < d->n_loss_curve; i++)
+        if (json_array_append_new(all, dump_numbers((const double[]){d->loss_curve[i].t, d->loss_curve[i].loss}, 2)) != 0)
+            return json_decref(all), NULL;
+    return all;
+}
 
 char *model_desc_dump(const struct model_desc *d, struct err *e) {
     json_t *root = json_object();
@@ -316,6 +468,10 @@ char *model_desc_dump(const struct model_desc *d, struct err *e) {
               put(root, "architecture", dump_arch(&d->arch));
     if (d->path[0]) ok = ok && put(root, "path", json_string(d->path));
     if (d->prediction[0]) ok = ok && put(root, "prediction", json_string(d->prediction));
+    if (d->arch.reversed) ok = ok && put(root, "time", json_string("reversed"));
+    if (d->arch.diffusers) ok = ok && put(root, "compat", json_string("diffusers"));
+    if (d->latent.scale > 0 || d->latent.mean) ok = ok && put(root, "latent", dump_latent(&d->latent, d->arch.in_channels));
+    if (d->loss_curve) ok = ok && put(root, "loss_curve", dump_loss_curve(d));
     ok = ok && put(root, "guidance",
                    json_pack("{s:o}", "channels", d->guide_channels < 0 ? json_string("all") : json_integer(d->guide_channels)));
     if (d->labels) ok = ok && put(root, "labels", dump_labels(d));

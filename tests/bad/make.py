@@ -351,8 +351,8 @@ GOOD = {"format": 1, "family": "sit",
 DROP = object()
 
 
-def changed(path, value):
-    d = copy.deepcopy(GOOD)
+def changed(path, value, of=GOOD):
+    d = copy.deepcopy({k: v for k, v in of.items() if v is not DROP})
     *folders, last = path.split(".")
     at = d
     for f in folders:
@@ -398,6 +398,63 @@ def model_json():
     field("family-number", "family", 3, "E_FORMAT", "string")
     field("family-long", "family", "s" * 100, "E_RANGE", "too long")
     bad("dit-with-path", changed("family", "dit"), "E_CONFLICT [path]", "does not apply")
+    dit = {**dit, "family": "dit"}
+    edm = {**dit, "family": "maskdit", "guidance": {"channels": "all"}}
+    decoder = {"hidden_size": 48, "depth": 2, "num_heads": 3}
+    zeros = "0" * 64
+
+    def masked(name, path, value, status, *error):
+        bad(name, changed(path, value, {**edm, "architecture": {**GOOD["architecture"], "decoder": decoder}}), f"{status} [{path}]", *error)
+
+    seed("model_json", "good-maskdit", json.dumps({**edm, "architecture": {**GOOD["architecture"], "learn_sigma": False, "decoder": decoder}}).encode())
+    seed("model_json", "good-repa", changed("time", "reversed"))
+    seed("model_json", "good-diffusers", json.dumps({**dit, "compat": "diffusers",
+                                                     "architecture": {**GOOD["architecture"], "block_embedders": True}}).encode())
+    seed("model_json", "good-block", changed("architecture.block", "in-context"))
+    seed("model_json", "good-latent", changed("latent", {"vae": {"file": "vae.safetensors", "sha256": zeros}, "scale": 0.18215}))
+    seed("model_json", "good-statistics", changed("latent", {"mean": [0.5], "std": [2]}))
+    seed("model_json", "good-loss-curve", changed("loss_curve", [[0, 2.5], [0.5, 0.7], [1, 1]]))
+    bad("maskdit-with-prediction", changed("family", "maskdit", {**GOOD, "path": DROP}), "E_CONFLICT [prediction]", "does not apply")
+    bad("maskdit-with-loss-curve", changed("loss_curve", [[0, 1], [1, 1]], edm), "E_CONFLICT [loss_curve]", "does not apply")
+    field("block-unknown", "architecture.block", "adaLN", "E_UNSUPPORTED", "cross-attention")
+    field("block-number", "architecture.block", 1, "E_FORMAT", "string")
+    field("block-embedders-sit", "architecture.block_embedders", True, "E_CONFLICT", "does not apply")
+    field("decoder-of-sit", "architecture.decoder", decoder, "E_CONFLICT", "does not apply")
+    masked("decoder-number", "architecture.decoder", 8, "E_FORMAT", "object")
+    masked("decoder-unknown-field", "architecture.decoder.width", 8, "E_FORMAT", "not known")
+    masked("decoder-no-heads", "architecture.decoder.num_heads", DROP, "E_FORMAT", "missing")
+    masked("decoder-depth-zero", "architecture.decoder.depth", 0, "E_RANGE", "is 0")
+    masked("decoder-depth-huge", "architecture.decoder.depth", 5000, "E_RANGE", "1024")
+    masked("decoder-heads-zero", "architecture.decoder.num_heads", 0, "E_RANGE")
+    masked("decoder-heads-not-dividing", "architecture.decoder.num_heads", 5, "E_RANGE", "does not divide")
+    masked("decoder-width-huge", "architecture.decoder.hidden_size", 1 << 24, "E_RANGE")
+    masked("decoder-width-odd", "architecture.decoder.hidden_size", 50, "E_RANGE", "multiple of 4")
+    bad("decoder-with-block", changed("architecture.block", "adaln", {**edm, "architecture": {**GOOD["architecture"], "decoder": decoder}}),
+        "E_RANGE [architecture.decoder]", "adaln-zero")
+    field("time-unknown", "time", "backward", "E_UNSUPPORTED", "reversed")
+    field("time-number", "time", 1, "E_FORMAT", "string")
+    bad("time-of-dit", changed("time", "reversed", dit), "E_CONFLICT [time]", "does not apply")
+    field("compat-of-sit", "compat", "diffusers", "E_CONFLICT", "dit")
+    bad("compat-unknown", changed("compat", "jax", dit), "E_UNSUPPORTED [compat]", "diffusers")
+    field("latent-text", "latent", "sd", "E_FORMAT", "object")
+    bad("latent-empty", changed("latent", {}), "E_FORMAT [latent.scale]", "missing")
+    bad("latent-unknown-field", changed("latent", {"scale": 1, "shift": 0}), "E_FORMAT [latent.shift]", "not known")
+    bad("latent-scale-zero", changed("latent", {"scale": 0}), "E_RANGE [latent.scale]")
+    bad("latent-scale-text", changed("latent", {"scale": "0.18"}), "E_FORMAT [latent.scale]", "number")
+    bad("latent-scale-and-mean", changed("latent", {"scale": 1, "mean": [0]}), "E_CONFLICT [latent.scale]", "exclude")
+    bad("latent-no-std", changed("latent", {"mean": [0]}), "E_FORMAT [latent.std]", "missing")
+    bad("latent-std-zero", changed("latent", {"mean": [0], "std": [0]}), "E_RANGE [latent.std]")
+    bad("latent-mean-too-many", changed("latent", {"mean": [0, 0], "std": [1, 1]}), "E_CONFLICT [latent.mean]", "a channel")
+    bad("latent-vae-text", changed("latent", {"scale": 1, "vae": "ema"}), "E_FORMAT [latent.vae]", "object")
+    bad("latent-vae-no-sha", changed("latent", {"scale": 1, "vae": {"file": "v"}}), "E_FORMAT [latent.vae.sha256]", "missing")
+    bad("latent-vae-parent", changed("latent", {"scale": 1, "vae": {"file": "../v", "sha256": zeros}}), "E_FORMAT [latent.vae.file]", "name of a file")
+    field("loss-curve-number", "loss_curve", 1, "E_FORMAT", "pairs")
+    field("loss-curve-short", "loss_curve", [[0, 1]], "E_FORMAT", "pairs")
+    field("loss-curve-triple", "loss_curve", [[0, 1, 2], [1, 1, 2]], "E_FORMAT", "pairs")
+    field("loss-curve-falling", "loss_curve", [[0.5, 1], [0.5, 1]], "E_RANGE")
+    field("loss-curve-outside", "loss_curve", [[0, 1], [1.5, 1]], "E_RANGE", "outside")
+    field("loss-curve-negative", "loss_curve", [[0, 1], [1, -1]], "E_RANGE")
+    field("loss-curve-text", "loss_curve", [[0, "1"], [1, 1]], "E_FORMAT", "numbers")
     field("path-unknown", "path", "Linear", "E_UNSUPPORTED", "linear")
     field("prediction-unknown", "prediction", "v", "E_UNSUPPORTED", "velocity")
     field("depth-zero", "architecture.depth", 0, "E_RANGE")
