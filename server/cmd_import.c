@@ -11,15 +11,18 @@
 #include "server/cmd.h"
 
 static const char help[] =
-    "usage: sitd import FILE --name NAME --out DIR [options]\n\n"
-    "Makes the model directory DIR/NAME from a checkpoint (.pt, safetensors): the EMA weights where there are any.\n"
+    "usage: sitd import FILE|FOLDER --name NAME --out DIR [options]\n\n"
+    "Makes the model directory DIR/NAME from a checkpoint (.pt, safetensors, a diffusers folder): the EMA weights where there are any.\n"
     "What the tensors do not prove is taken from a flag, else from the file's own args, else from the published widths.\n\n"
     "  --name NAME               of the model: letters, digits, '-', '_' and '.'\n"
     "  --out DIR                 where model directories live\n"
-    "  --family sit|dit          continuous time (SiT) or discrete time (DiT)\n"
+    "  --family sit|dit|maskdit|sd-dit  continuous time (SiT), discrete time (DiT), EDM (MaskDiT, SD-DiT)\n"
     "  --path linear|gvp|vp      the interpolant that the model was trained on (sit)\n"
     "  --prediction velocity|noise|score\n"
+    "  --time forward|reversed   noise at 0 (SiT's code, default) or at 1 (REPA) inside the network (sit)\n"
+    "  --compat none|diffusers   the authors' numbers (default) or diffusers' (dit)\n"
     "  --heads N                 attention heads\n"
+    "  --decoder-heads N         attention heads of the decoder (maskdit, sd-dit)\n"
     "  --classes N               classes, when the label table has no row for the null class\n"
     "  --input-size N            side of the input, when the file has no pos_embed\n"
     "  --guidance-channels N|all leading channels that guidance changes (default 3, the official rule)\n"
@@ -84,6 +87,14 @@ static bool parse_option(struct request *r, int c, const char *name) {
     case 'r':
         r->flags.prediction = optarg;
         return true;
+    case 'T':
+        r->flags.time = optarg;
+        return true;
+    case 'C':
+        r->flags.compat = optarg;
+        return true;
+    case 'D':
+        return parse_number(name, optarg, 1024, &v) ? (r->flags.decoder_heads = (int)v, true) : false;
     case 'l':
         r->labels = optarg;
         return true;
@@ -118,6 +129,9 @@ static int parse(struct request *r, int argc, char **argv) { // -1: go on; else 
                                             {"classes", required_argument, NULL, 'c'},
                                             {"input-size", required_argument, NULL, 'i'},
                                             {"guidance-channels", required_argument, NULL, 'g'},
+                                            {"time", required_argument, NULL, 'T'},
+                                            {"compat", required_argument, NULL, 'C'},
+                                            {"decoder-heads", required_argument, NULL, 'D'},
                                             {"labels", required_argument, NULL, 'l'},
                                             {"step", required_argument, NULL, 's'},
                                             {"storage", required_argument, NULL, 't'},

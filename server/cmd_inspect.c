@@ -10,7 +10,7 @@
 
 static const char help[] =
     "usage: sitd inspect FILE|DIR\n\n"
-    "Prints what a checkpoint (.pt, safetensors) or a model directory holds: its tensors, what it says of itself, and which\n"
+    "Prints what a checkpoint (.pt, safetensors, a diffusers folder) or a model directory holds: its tensors, what it says of itself, and which\n"
     "network that is. What the file cannot prove is listed with the flag of `sitd import` that would tell.\n";
 
 static int fail(const struct err *e) {
@@ -73,6 +73,21 @@ static void print_labels(const struct model_desc *d) {
     }
 }
 
+// What not every model has.
+static void print_variant(const struct model_desc *d) {
+    const struct arch *a = &d->arch;
+    if (a->block != BLOCK_ADALN_ZERO) printf("  block      %s\n", arch_block_name(a->block));
+    if (a->decoder.depth)
+        printf("  decoder    width %d, depth %d, heads %d\n", a->decoder.hidden_size, a->decoder.depth, a->decoder.num_heads);
+    if (a->block_embedders) printf("  embedders  one a block\n");
+    if (a->diffusers) printf("  compat     diffusers\n");
+    if (a->reversed) printf("  time       reversed\n");
+    if (d->latent.vae_file[0]) printf("  vae        %s\n", d->latent.vae_file);
+    if (d->latent.scale > 0) printf("  latent     scale %g\n", d->latent.scale);
+    if (d->latent.mean) printf("  latent     mean and std a channel\n");
+    if (d->loss_curve) printf("  loss curve %d knots\n", d->n_loss_curve);
+}
+
 static int inspect_dir(const char *path) {
     struct model_dir m;
     struct err e = {0};
@@ -86,6 +101,7 @@ static int inspect_dir(const char *path) {
            a->patch_size);
     printf("  network    width %d, depth %d, heads %d, MLP %g, learn_sigma %s\n", a->hidden_size, a->depth, a->num_heads,
            a->mlp_ratio, a->learn_sigma ? "true" : "false");
+    print_variant(&m.desc);
     printf("  classes    %d%s\n", a->num_classes, a->class_dropout ? " and the null class" : "");
     if (m.desc.guide_channels < 0) printf("  guidance   all channels\n");
     else printf("  guidance   the first %d channels\n", m.desc.guide_channels);

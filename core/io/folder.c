@@ -111,6 +111,7 @@ static int open_indexed(struct folder *f, const char *dir, const json_t *map, st
     json_t *files = json_object(), *v;
     const char *tensor, *file;
     int rc = files ? OK : err_set(e, E_NOMEM, "no memory for a list of files");
+    if (rc == OK && json_object_size(map) == 0) rc = err_param(e, E_FORMAT, "weight_map", "weight_map names no file");
     json_object_foreach((json_t *)map, tensor, v) {
         if (rc != OK) break;
         const char *name = json_is_string(v) ? json_string_value(v) : "";

@@ -10,14 +10,30 @@
 
 #include "core/base/mem.h"
 
-static const char from_tensors[] = "the tensors", from_args[] = "the file's args", from_table[] = "the published width",
-                  from_rule[] = "the official sampling rule", from_code[] = "the official code (one more row for the null class)";
+static const char from_tensors[] = "the tensors", from_args[] = "the file's args", from_config[] = "config.json",
+                  from_layout[] = "diffusers' layout", from_projectors[] = "REPA's projectors", from_teacher[] = "a teacher's tensors",
+                  from_table[] = "the published width", from_official[] = "the official code", from_rule[] = "the official sampling rule", from_code[] = "the official code (one more row for the null class)";
 
 struct account { // the facts being gathered
     struct import_fact *facts;
     int *n;
     const struct checkpoint *ck;
+    bool diffusers, projectors, teacher; // what the tensors' names give away
 };
+
+static struct account begin(struct import_fact *facts, int *n, const struct checkpoint *ck) {
+    struct account a = {.facts = facts, .n = n, .ck = ck, .diffusers = strcmp(ck->layout, "diffusers") == 0};
+    for (int i = 0; i < ck->table.n; i++) {
+        const char *name = ck->table.tensors[i].name;
+        bool projector = strncmp(name, "projectors.", 11) == 0;
+        a.projectors |= projector;
+        a.teacher |= !projector && arch_unused(name);
+    }
+    *n = 0;
+    return a;
+}
+
+static const char *args_of(const struct account *a) { return a->diffusers ? from_config : from_args; }
 
 static void note(struct account *a, const char *field, const char *source, const char *value) {
     struct import_fact *f = &a->facts[(*a->n)++];
@@ -58,38 +74,90 @@ static int resolve_word(struct account *a, const char *field, const char *flag, 
     return OK;
 }
 
+static bool is_masked(const struct model_desc *d) { return strcmp(d->family, "maskdit") == 0 || strcmp(d->family, "sd-dit") == 0; }
+
+// What the tensors prove of the family, or NULL.
+static const char *proven_family(const struct account *a, const struct arch *arch, const char **source) {
+    *source = arch->one_hot && !a->teacher ? from_tensors : a->teacher ? from_teacher : a->diffusers ? from_layout : from_projectors;
+    if (arch->one_hot) return a->teacher ? "sd-dit" : "maskdit";
+    return a->diffusers ? "dit" : a->projectors ? "sit" : NULL;
+}
+
 static int resolve_family(struct account *a, struct model_desc *d, const struct import_flags *f, struct err *e) {
-    static const char *const families[] = {"sit", "dit", NULL};
+    static const char *const families[] = {"sit", "dit", "maskdit", "sd-dit", NULL};
     char prefix[4] = "";
-    const char *arg = checkpoint_meta(a->ck, "family"), *model = checkpoint_meta(a->ck, "model");
+    const char *arg = checkpoint_meta(a->ck, "family"), *model = checkpoint_meta(a->ck, "model"), *source;
+    const char *proven = proven_family(a, &d->arch, &source);
+    if (proven && !f->family) {
+        snprintf(d->family, sizeof d->family, "%s", proven);
+        note(a, "family", source, proven);
+        return OK;
+    }
     if (!arg && model && model[0] && model[1] && model[2] && model[3] == '-') { // "SiT-XL/2", as the official scripts name it
         memcpy(prefix, model, 3);
         arg = prefix;
     }
-    return resolve_word(a, "family", "--family", d->family, sizeof d->family, f->family, arg, families, e);
+    if (resolve_word(a, "family", "--family", d->family, sizeof d->family, f->family, arg, families, e)) return e ? e->status : E_RANGE;
+    if (d->family[0] && is_masked(d) != d->arch.one_hot)
+        return err_param(e, E_CONFLICT, "--family", "family %s has %s label table; this file has the other kind (y_embedder.embedding_table.weight)",
+                         d->family, is_masked(d) ? "a one-hot [width, classes]" : "a [classes, width]");
+    return OK;
+}
+
+// Which end of the network's time is noise. The SiT code has it at 0, REPA and the SiT paper at 1.
+static int resolve_time(struct account *a, struct model_desc *d, const struct import_flags *f, struct err *e) {
+    static const char *const times[] = {"forward", "reversed", NULL};
+    char word[16] = "forward";
+    if (f->time && !choose(word, sizeof word, f->time, times)) return err_param(e, E_RANGE, "--time", "--time is forward or reversed");
+    d->arch.reversed = f->time ? strcmp(word, "reversed") == 0 : a->projectors;
+    d->arch.negated = d->arch.reversed && strcmp(d->prediction, "velocity") == 0;
+    note(a, "time", f->time ? "--time" : a->projectors ? from_projectors : from_official, times[d->arch.reversed]);
+    return OK;
 }
 
 static int resolve_process(struct account *a, struct model_desc *d, const struct import_flags *f, struct err *e) {
     static const char *const paths[] = {"linear", "gvp", "vp", NULL}, *const predictions[] = {"velocity", "noise", "score", NULL};
-    if (strcmp(d->family, "dit") == 0) { // discrete time; such args are left over from other scripts
-        const char *flag = f->path ? "--path" : f->prediction ? "--prediction" : NULL;
-        return flag ? err_param(e, E_CONFLICT, flag, "%s does not apply to family dit", flag) : OK;
+    if (d->family[0] && strcmp(d->family, "sit") != 0) { // discrete time or EDM; such args are left over from other scripts
+        const char *flag = f->path ? "--path" : f->prediction ? "--prediction" : f->time ? "--time" : NULL;
+        return flag ? err_param(e, E_CONFLICT, flag, "%s does not apply to family %s", flag, d->family) : OK;
     }
-    const char *arg = checkpoint_meta(a->ck, "path_type");
+    const char *arg = checkpoint_meta(a->ck, "path_type"), *prediction = checkpoint_meta(a->ck, "prediction");
+    if (prediction && strcmp(prediction, "v") == 0) prediction = "velocity"; // as REPA says it
     int rc =
         resolve_word(a, "path", "--path", d->path, sizeof d->path, f->path, arg ? arg : checkpoint_meta(a->ck, "path"), paths, e);
     if (rc != OK) return rc;
-    return resolve_word(a, "prediction", "--prediction", d->prediction, sizeof d->prediction, f->prediction,
-                        checkpoint_meta(a->ck, "prediction"), predictions, e);
+    rc = resolve_word(a, "prediction", "--prediction", d->prediction, sizeof d->prediction, f->prediction, prediction, predictions, e);
+    return rc == OK ? resolve_time(a, d, f, e) : rc;
+}
+
+static int resolve_compat(struct account *a, struct model_desc *d, const struct import_flags *f, struct err *e) {
+    static const char *const known[] = {"none", "diffusers", NULL};
+    const char *source = "the official formulas (--compat diffusers: theirs)";
+    char word[16] = "none";
+    if (!a->diffusers && !f->compat) return OK;
+    if (d->arch.block_embedders) { // nothing converted from the authors' files has these: it was trained by diffusers
+        snprintf(word, sizeof word, "diffusers");
+        source = "its blocks' own embedders (trained by diffusers)";
+    }
+    if (f->compat && !choose(word, sizeof word, f->compat, known)) return err_param(e, E_RANGE, "--compat", "--compat is none or diffusers");
+    d->arch.diffusers = strcmp(word, "diffusers") == 0;
+    if (d->arch.diffusers && strcmp(d->family, "dit") != 0) return err_param(e, E_CONFLICT, "--compat", "--compat diffusers applies to family dit");
+    note(a, "compat", f->compat ? "--compat" : source, word);
+    return OK;
 }
 
 static void resolve_heads(struct account *a, struct arch *arch, const struct import_flags *f) {
     int64_t v;
     const char *source = from_table;
     if (f->heads) arch->num_heads = f->heads, source = "--heads";
-    else if (meta_int(a->ck, "num_heads", 1, 1024, &v)) arch->num_heads = (int)v, source = from_args;
+    else if (meta_int(a->ck, "num_heads", 1, 1024, &v)) arch->num_heads = (int)v, source = args_of(a);
     if (arch->num_heads) note_int(a, "num_heads", source, arch->num_heads);
     else note(a, "num_heads", "--heads", "");
+    if (!arch->decoder.depth) return;
+    source = f->decoder_heads ? "--decoder-heads" : from_table;
+    if (f->decoder_heads) arch->decoder.num_heads = f->decoder_heads;
+    if (arch->decoder.num_heads) note_int(a, "decoder heads", source, arch->decoder.num_heads);
+    else note(a, "decoder heads", "--decoder-heads", "");
 }
 
 static int resolve_input(struct account *a, struct arch *arch, const struct import_flags *f, struct err *e) {
@@ -99,7 +167,7 @@ static int resolve_input(struct account *a, struct arch *arch, const struct impo
         return err_param(e, E_CONFLICT, "--input-size", "--input-size %d, but pos_embed is for %d", f->input_size,
                          arch->input_size);
     if (!arch->input_size && f->input_size) arch->input_size = f->input_size, source = "--input-size";
-    else if (!arch->input_size && meta_int(a->ck, "input_size", 1, 8192, &v)) arch->input_size = (int)v, source = from_args;
+    else if (!arch->input_size && meta_int(a->ck, "input_size", 1, 8192, &v)) arch->input_size = (int)v, source = args_of(a);
     if (arch->input_size) note_int(a, "input_size", source, arch->input_size);
     else note(a, "input_size", "--input-size", "");
     return OK;
@@ -109,8 +177,14 @@ static int resolve_input(struct account *a, struct arch *arch, const struct impo
 static int resolve_classes(struct account *a, struct arch *arch, const struct import_flags *f, struct err *e) {
     int64_t v = 0, rows = arch->num_classes + arch->class_dropout;
     const char *source = from_code;
+    if (arch->one_hot) { // the table has a column a class, and the null class is no class at all
+        if (f->classes && f->classes != arch->num_classes)
+            return err_param(e, E_CONFLICT, "--classes", "--classes %d, but the label table has %d columns", f->classes, arch->num_classes);
+        note_int(a, "num_classes", from_tensors, arch->num_classes);
+        return OK;
+    }
     if (f->classes) v = f->classes, source = "--classes";
-    else if (meta_int(a->ck, "num_classes", 1, 1 << 24, &v)) source = from_args;
+    else if (meta_int(a->ck, "num_classes", 1, 1 << 24, &v)) source = args_of(a);
     else v = 0;
     if (v && v != rows && v != rows - 1)
         return err_param(e, E_CONFLICT, "--classes", "%s say %lld classes, but the label table has %lld rows", source,
@@ -141,10 +215,18 @@ static void resolve_step(struct account *a, struct model_desc *d, const struct i
 }
 
 static void resolve_guidance(struct account *a, struct model_desc *d, const struct import_flags *f) {
-    d->guide_channels = f->guide_channels ? f->guide_channels : 3;
+    bool all = is_masked(d) || a->projectors || d->arch.diffusers; // MaskDiT, REPA and diffusers guide every channel, DiT and SiT three
+    d->guide_channels = f->guide_channels ? f->guide_channels : all ? -1 : 3;
     const char *source = f->guide_channels ? "--guidance-channels" : from_rule;
     if (d->guide_channels < 0) note(a, "guidance channels", source, "all");
     else note_int(a, "guidance channels", source, d->guide_channels);
+}
+
+// Networks of four channels were trained on latents of Stable Diffusion's VAE times 0.18215, by all four authors' code.
+static void resolve_latent(struct account *a, struct model_desc *d) {
+    if (d->arch.in_channels != 4) return;
+    d->latent.scale = 0.18215;
+    note(a, "latent scale", from_official, "0.18215");
 }
 
 static void note_shapes(struct account *a, const struct arch *arch) {
@@ -155,14 +237,19 @@ static void note_shapes(struct account *a, const struct arch *arch) {
     note_int(a, "patch_size", from_tensors, arch->patch_size);
     note_int(a, "in_channels", from_tensors, arch->in_channels);
     note(a, "mlp_ratio", from_tensors, ratio);
+    note(a, "block", from_tensors, arch_block_name(arch->block));
+    if (arch->decoder.depth) {
+        note_int(a, "decoder width", from_tensors, arch->decoder.hidden_size);
+        note_int(a, "decoder depth", from_tensors, arch->decoder.depth);
+    }
+    if (arch->block_embedders) note(a, "block_embedders", from_tensors, "true");
     note(a, "learn_sigma", from_tensors, arch->learn_sigma ? "true" : "false");
 }
 
 int import_describe(struct model_desc *d, struct import_fact facts[IMPORT_FACTS], int *n_facts, const struct checkpoint *c,
                     const struct import_flags *f, struct err *e) {
-    struct account a = {facts, n_facts, c};
+    struct account a = begin(facts, n_facts, c);
     *d = (struct model_desc){0};
-    *n_facts = 0;
     int rc = arch_infer(&d->arch, &c->table, e);
     if (rc != OK) return rc;
     note_shapes(&a, &d->arch);
@@ -172,8 +259,10 @@ int import_describe(struct model_desc *d, struct import_fact facts[IMPORT_FACTS]
     resolve_heads(&a, &d->arch, f);
     rc = resolve_family(&a, d, f, e);
     if (rc == OK) rc = resolve_process(&a, d, f, e);
+    if (rc == OK) rc = resolve_compat(&a, d, f, e);
     if (rc != OK) return rc;
     resolve_guidance(&a, d, f);
+    resolve_latent(&a, d);
     resolve_step(&a, d, f);
     return OK;
 }
@@ -224,11 +313,11 @@ int import_convert(struct import_table *it, const struct tensor_table *src, enum
     it->table.tensors = mem_array((size_t)src->n, sizeof *it->table.tensors);
     int rc = it->owned && it->table.tensors ? OK : err_set(e, E_NOMEM, "no memory for %d tensors", src->n);
     for (int i = 0; i < src->n && rc == OK; i++) {
-        if (strncmp(src->tensors[i].name, "projectors.", 11) == 0) continue; // arch.c: unused when sampling
+        if (arch_unused(src->tensors[i].name)) continue;
         struct tensor *t = &it->table.tensors[it->table.n++];
         *t = src->tensors[i];
         enum dtype to = storage == DT_OTHER                                ? (t->dtype == DT_F64 ? DT_F32 : t->dtype)
-                        : t->ndim < 2 || strcmp(t->name, "pos_embed") == 0 ? DT_F32
+                        : t->ndim < 2 || strstr(t->name, "pos_embed") ? DT_F32
                                                                            : storage;
         if (to != t->dtype) rc = convert(it, t, to, e);
     }

@@ -2,7 +2,8 @@
 /*
  * import: from a checkpoint, which tells half, to a model description, which tells all.
  *
- * Tensors prove shapes and nothing else: DiT and SiT have the same keys, and neither path, prediction nor heads leave a trace.
+ * Tensors prove shapes and, by their names, little else: a decoder means MaskDiT, projectors mean REPA's SiT (reversed time), diffusers' layout means
+ * DiT. Otherwise DiT and SiT have the same keys, and neither path, prediction nor heads leave a trace.
  * What they do not prove is taken from, in this order, a flag, the checkpoint's own args, the published table of widths; then it
  * is missing, and the error names the flag that would tell. Thread: any (no globals).
  */
@@ -11,8 +12,8 @@
 #include "core/io/checkpoint.h"
 
 struct import_flags { // what the person said; zero or NULL: nothing
-    const char *family, *path, *prediction;
-    int heads, classes, input_size;
+    const char *family, *path, *prediction, *time, *compat;
+    int heads, decoder_heads, classes, input_size;
     int guide_channels; // -1 all
     int64_t step;       // -1: not said
 };
@@ -22,9 +23,9 @@ struct import_fact {    // one line of the account that inspect prints
     char value[64];     // "" when it could not be found out
     const char *source; // "the tensors", "--heads", "the file's args", ...; for a missing one the flag that would tell
 };
-enum { IMPORT_FACTS = 16 };
+enum { IMPORT_FACTS = 24 };
 
-// Fills family, arch, path, prediction, guidance and step of *d, and the account (always, as far as it came). A fact that is
+// Fills family, arch, path, prediction, guidance, latent scale and step of *d, and the account (always, as far as it came). A fact that is
 // missing is left zero in *d: import_require refuses it. E_CONFLICT when the tensors are no DiT or SiT, or args or flags
 // contradict them.
 int import_describe(struct model_desc *d, struct import_fact facts[IMPORT_FACTS], int *n_facts, const struct checkpoint *,

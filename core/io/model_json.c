@@ -478,7 +478,7 @@ char *model_desc_dump(const struct model_desc *d, struct err *e) {
     if (d->is_default) ok = ok && put(root, "default", json_true());
     ok = ok && put(root, "weights", json_pack("{s:s, s:s}", "file", d->weights_file, "sha256", d->weights_sha256));
     ok = ok && put(root, "step", json_integer(d->step));
-    char *dumped = ok ? jsonio_dump(root, JSON_INDENT(2)) : NULL, *text = dumped ? mem_printf("%s\n", dumped) : NULL;
+    char *dumped = ok ? jsonio_dump(root, JSON_INDENT(2) | JSON_REAL_PRECISION(15)) : NULL, *text = dumped ? mem_printf("%s\n", dumped) : NULL;
     mem_free(dumped);
     json_decref(root);
     if (!text) err_set(e, E_NOMEM, "model.json cannot be made: no memory, or a label that is not UTF-8");
