@@ -94,6 +94,7 @@ void emit_int(struct emit *e, const char *key, int64_t v) {
 
 void emit_real(struct emit *e, const char *key, double v) {
     char s[40];
+    if (v == 0) v = 0; // minus zero is the same number, but its text would be read back as another
     for (int digits = 1; digits <= 17; digits++) {
         snprintf(s, sizeof s, "%.*g", digits, v);
         if (strtod(s, NULL) == v) break;

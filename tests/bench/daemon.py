@@ -133,7 +133,7 @@ def main():
     p.add_argument("--soak", type=int, default=0)
     a = p.parse_args()
     own = engine_rows()
-    d = Daemon("--max-rows", "16", "--max-jobs", "64")
+    d = Daemon("--max-rows", "16", "--max-jobs", "64", *os.environ.get("SITD_OPTIONS", "").split())
     run(d, 8, 8)
     d.requests()
     health = beside(watch_health, d.port)

@@ -251,6 +251,7 @@ TEST(request_normalised_gives_the_same_job) {
         "\"last_step\":\"none\",\"steps\":1}}",
         "{\"class\":1,\"sampler\":{\"type\":\"sde\",\"w_t_scale\":0.1,\"last_step_size\":0},\"guidance\":{\"scale\":4.123,"
         "\"interval\":[0.1,0.3],\"channels\":\"all\"}}",
+        "{\"class\":1,\"guidance\":{\"scale\":3,\"interval\":[-0.0,1]}}",
         "{\"class\":1,\"sampler\":{\"method\":\"rk4\",\"steps\":10000},\"guidance\":{\"scale\":0},\"output\":{\"compression\":0},"
         "\"timeout_ms\":5,\"priority\":3}",
     };
