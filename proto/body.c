@@ -6,10 +6,10 @@
 
 #include "core/io/jsonio.h"
 
-// What must be known before the parser sees the bytes: depth, counted by brackets outside strings, and NUL, which jansson 2.14
+// What must be known before the parser sees the bytes: depth and number of values, counted by brackets and commas outside strings, and NUL, which jansson 2.14
 // skips when it follows a number. Whatever else is wrong is the parser's to say.
 static int scan(const char *s, size_t len, struct http_error *e) {
-    int depth = 0, line = 1, column = 0;
+    int depth = 0, line = 1, column = 0, commas = 0;
     bool in_string = false;
     for (size_t i = 0; i < len; i++) {
         column += ((unsigned char)s[i] & 0xc0) != 0x80;
@@ -20,6 +20,8 @@ static int scan(const char *s, size_t len, struct http_error *e) {
             else if (s[i] == '"') in_string = false;
         } else if (s[i] == '"') in_string = true;
         else if (s[i] == '}' || s[i] == ']') depth--;
+        else if (s[i] == ',' && ++commas >= BODY_VALUES)
+            return http_error_set(e, 400, "json_too_long", NULL, "line %d, column %d: more than %d values", line, column, BODY_VALUES);
         else if ((s[i] == '{' || s[i] == '[') && ++depth > BODY_DEPTH)
             return http_error_set(e, 400, "json_too_deep", NULL, "line %d, column %d: nested deeper than %d levels", line, column,
                                   BODY_DEPTH);

@@ -152,6 +152,11 @@ def test_wrong_value(daemon, change, param):
         assert r.error["param"] == param
 
 
+def test_many_values_are_refused_unparsed(daemon):
+    r = daemon.sample(b'{"classes":[' + b"[]," * 10000 + b"1]}")
+    assert r.status == 400 and r.error["code"] == "json_too_long"
+
+
 def test_query_is_not_ignored(daemon):
     r = daemon.request("POST", "/v1/samples?seed=5&n=2", body=json.dumps(SHORT), headers=JSON)
     assert r.status == 422 and r.error["param"] in ("seed", "n") and "body" in r.error["message"]
