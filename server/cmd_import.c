@@ -66,7 +66,7 @@ static bool parse_storage(const char *text, enum dtype *t) {
 
 static bool name_ok(const char *s) {
     static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.";
-    return *s && *s != '.' && strlen(s) <= 100 && strspn(s, allowed) == strlen(s);
+    return *s && *s != '.' && strlen(s) < 64 /* of engine_model.name */ && strspn(s, allowed) == strlen(s);
 }
 
 static bool parse_option(struct request *r, int c, const char *name) {

@@ -36,10 +36,18 @@ static int holds_model(const char *path) {
     return there;
 }
 
+// What a request can ask for, a log and a metric can show, and `name@version` can be taken apart again.
+static bool name_ok(const char *s) {
+    for (; *s; s++)
+        if (*s < ' ' || *s > '~' || *s == '@') return false;
+    return true;
+}
+
 static int add_entry(struct engine *g, const char *name, const char *dir, struct err *e) {
     struct entry entry = {.state = ENTRY_LOADING};
     if (strlen(name) >= sizeof entry.name)
         return err_set(e, E_RANGE, "%s: a model's name has at most %zu bytes", dir, sizeof entry.name - 1);
+    if (!name_ok(name)) return err_set(e, E_RANGE, "%s: a model's name is printable ASCII without '@'", dir);
     strcpy(entry.name, name);
     struct entry *grown = mem_resize(g->entries, (size_t)g->n_entries + 1, sizeof *grown);
     if (grown) g->entries = grown;

@@ -241,6 +241,11 @@ def test_exit_codes(models, tmp_path):
         r = serve("--models", models, "--check-config", *choice)
         assert r.returncode == 2 and choice[0].split("=")[0] in r.stderr, choice
     assert serve("--models", models, "--config", tmp_path / "none").returncode == 66
+    for name in ("a@b", "a\nb", "caf\u00e9", "x" * 64):
+        shutil.copytree(models / "tiny", tmp_path / "names" / name)
+        r = serve("--models", tmp_path / "names", "--listen", "127.0.0.1:0", "--backend", BACKEND)
+        assert r.returncode == 78 and "name" in r.stderr, name
+        shutil.rmtree(tmp_path / "names")
     for bad in ("nonsense", "127.0.0.1", "127.0.0.1:99999", "::1:80", "unix:", "host.invalid:80"):
         r = serve("--models", models, "--listen", bad)
         assert r.returncode == 78 and "listen" in r.stderr, bad
