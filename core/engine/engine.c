@@ -184,9 +184,9 @@ static int check_job(const struct engine_job *job, const struct engine_model *m,
     if (rc) return rc;
     if (spec->guidance != 1 && !m->desc.arch.class_dropout)
         return err_param(e, E_RANGE, "guidance.scale", "model '%s' has no null class, so guidance.scale must be 1", m->name);
-    if (spec->guide_channels < 0 || spec->guide_channels > m->image_channels)
+    if (spec->guide_channels < 0 || spec->guide_channels > m->max_guide_channels)
         return err_param(e, E_RANGE, "guidance.channels", "guidance.channels is %d; model '%s' has %d", spec->guide_channels,
-                         m->name, m->image_channels);
+                         m->name, m->max_guide_channels);
     if (job->timeout_ms < 0) return err_param(e, E_RANGE, "timeout_ms", "timeout_ms is negative");
     if ((uint64_t)job->seed_index + (uint64_t)job->n - 1 > UINT32_MAX)
         return err_param(e, E_RANGE, "seed_index", "seed_index + %d images passes 2^32 - 1", job->n);

@@ -55,6 +55,7 @@ struct engine_model { // a loaded model's facts; immutable, reference counted
     struct model_desc desc;        // labels, shapes, step (= version)
     struct sampler_model sampler;
     int guide_channels;            // the model's own rule, as a count
+    int max_guide_channels;        // of the network's output: DiT's rule reaches into its variance's channels
     int image_size, image_channels;
     size_t device_bytes;
 };

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "core/base/mem.h"
+#include "core/model/dit.h"
 
 void facts_unref(struct facts *f) {
     if (!f || atomic_fetch_sub(&f->refs, 1) != 1) return;
@@ -21,19 +22,46 @@ void facts_unref(struct facts *f) {
     mem_free(f);
 }
 
-int served_check(const struct model_desc *d, struct sampler_model *sampler, struct err *e) {
-    int path = path_parse(d->path), prediction = prediction_parse(d->prediction), channels = d->arch.in_channels;
-    if (strcmp(d->family, "sit") != 0)
-        return err_param(e, E_UNSUPPORTED, "family", "family '%s' is not served by this build (sit is)", d->family);
+/* ---- what a family is to a sampler ---- */
+
+static int path_model(const struct model_desc *d, struct sampler_model *m, struct err *e) {
+    int path = path_parse(d->path), prediction = prediction_parse(d->prediction), n = d->n_loss_curve;
     if (path < 0) return err_param(e, E_UNSUPPORTED, "path", "no path is called '%s'", d->path);
     if (prediction < 0) return err_param(e, E_UNSUPPORTED, "prediction", "no prediction is called '%s'", d->prediction);
+    *m = (struct sampler_model){.kind = MODEL_PATH, .path = (enum path_kind)path, .prediction = (enum prediction)prediction};
+    m->loss.n = n < SAMPLER_KNOTS ? n : SAMPLER_KNOTS; // a finer curve is thinned evenly; its ends stay
+    for (int i = 0; i < m->loss.n; i++) {
+        const struct loss_knot *knot = &d->loss_curve[n <= SAMPLER_KNOTS ? i : i * (n - 1) / (SAMPLER_KNOTS - 1)];
+        m->loss.t[i] = knot->t;
+        m->loss.v[i] = knot->loss;
+    }
+    return 0;
+}
+
+int served_check(const struct model_desc *d, struct sampler_model *sampler, struct err *e) {
+    int channels = d->arch.in_channels;
     if (channels != 1 && channels != 3)
         return err_param(
             e, E_UNSUPPORTED, "architecture.in_channels",
             "it makes latents of %d channels, which need a VAE to become pictures; this build serves models of 1 or 3 channels",
             channels);
-    *sampler = (struct sampler_model){.path = (enum path_kind)path, .prediction = (enum prediction)prediction};
+    if (d->latent.scale != 0 || d->latent.mean)
+        return err_param(e, E_UNSUPPORTED, "latent", "it makes latents, which need a VAE to become pictures; this build serves pixels");
+    if (strcmp(d->family, "sit") == 0) return path_model(d, sampler, e);
+    if (strcmp(d->family, "dit") == 0)
+        *sampler = (struct sampler_model){.kind = MODEL_DISCRETE, .learned_variance = d->arch.learn_sigma};
+    else if (strcmp(d->family, "maskdit") == 0 || strcmp(d->family, "sd-dit") == 0)
+        *sampler = (struct sampler_model){.kind = MODEL_EDM, .sigma_data = 0.5}; // of every published model, whatever its data's size
+    else return err_param(e, E_UNSUPPORTED, "family", "family '%s' is not served by this build", d->family);
     return 0;
+}
+
+// SiT and MaskDiT guide channels of the picture. DiT's code cuts the network's output after the third channel, so that with fewer than three
+// in the picture its variance is guided too; "all" are the picture's, as diffusers has it.
+static void guide_rule(struct engine_model *m, const struct model_desc *d) {
+    m->max_guide_channels = strcmp(d->family, "dit") == 0 ? dit_channels(&d->arch) : d->arch.in_channels;
+    m->guide_channels = d->guide_channels < 0 ? d->arch.in_channels : d->guide_channels;
+    if (m->guide_channels > m->max_guide_channels) m->guide_channels = m->max_guide_channels;
 }
 
 static int make_facts(struct served *s, const char *name, struct model_dir *dir, struct err *e) {
@@ -48,8 +76,7 @@ static int make_facts(struct served *s, const char *name, struct model_dir *dir,
     memcpy(m->digest, dir->digest, sizeof m->digest);
     m->image_size = dir->desc.arch.input_size;
     m->image_channels = dir->desc.arch.in_channels;
-    m->guide_channels = dir->desc.guide_channels; // "the first three" of a model with fewer channels are all of them
-    if (m->guide_channels < 0 || m->guide_channels > m->image_channels) m->guide_channels = m->image_channels;
+    guide_rule(m, &dir->desc);
     return 0;
 }
 
@@ -82,9 +109,9 @@ static int canary(struct served *s, double *row_ms, struct err *e) {
     struct runner_slot slot = {.slot = 0, .label = 0, .seed = 1, .null_of = -1}, *one = &slot;
     struct sampler_spec spec;
     int rows = 1;
-    sampler_defaults(&spec, &m->sampler, SAMPLER_ODE);
+    sampler_defaults(&spec, &m->sampler, sampler_home_type(&m->sampler));
     spec.method = METHOD_EULER;
-    spec.steps = 1;
+    spec.steps = spec.type == SAMPLER_DDPM ? 2 : 1; // of two the first is at full noise and reads the variance
     spec.guide_from = 0;
     spec.guide_to = 1;
     spec.guidance = m->desc.arch.class_dropout ? 2 : 1;

@@ -57,42 +57,54 @@ static void add_linear(struct weights *w, const char *name, int out, int in) {
     add(w, 0.1f, full, 1, out, 0, 0, 0);
 }
 
-static void add_blocks(struct weights *w, const struct arch *a) {
-    static const struct {
+// width: of the blocks; cond: of the vectors that condition them
+static void add_blocks(struct weights *w, const char *blocks, int depth, int width, int cond) {
+    const struct {
         const char *name;
         int out, in;
-    } layers[] = {{"attn.qkv", 3, 1}, {"attn.proj", 1, 1}, {"mlp.fc1", 4, 1}, {"mlp.fc2", 1, 4}, {"adaLN_modulation.1", 6, 1}};
-    for (int i = 0; i < a->depth; i++)
+    } layers[] = {{"attn.qkv", 3 * width, width},
+                  {"attn.proj", width, width},
+                  {"mlp.fc1", 4 * width, width},
+                  {"mlp.fc2", width, 4 * width},
+                  {"adaLN_modulation.1", 6 * width, cond}};
+    for (int i = 0; i < depth; i++)
         for (size_t k = 0; k < sizeof layers / sizeof *layers; k++) {
             char name[64];
-            snprintf(name, sizeof name, "blocks.%d.%s", i, layers[k].name);
-            add_linear(w, name, layers[k].out * a->hidden_size, layers[k].in * a->hidden_size);
+            snprintf(name, sizeof name, "%s.%d.%s", blocks, i, layers[k].name);
+            add_linear(w, name, layers[k].out, layers[k].in);
         }
 }
 
 static void make_weights(struct weights *w, const struct arch *a, const struct tiny *tiny) {
     int d = a->hidden_size, p = a->patch_size, rows = a->num_classes + a->class_dropout;
+    int last_width = a->decoder.depth ? a->decoder.hidden_size : d;
     *w = (struct weights){.random = (uint32_t)tiny->seed * 7919u + 17u};
     w->table.tensors = w->t;
     add(w, 0.4f, "x_embedder.proj.weight", 4, d, a->in_channels, p, p);
     add(w, 0.1f, "x_embedder.proj.bias", 1, d, 0, 0, 0);
     add_linear(w, "t_embedder.mlp.0", d, 256);
     add_linear(w, "t_embedder.mlp.2", d, d);
-    float *labels = add(w, 0.8f, "y_embedder.embedding_table.weight", 2, rows, d, 0, 0);
-    for (int i = 0; tiny->bad_class > 0 && i < d; i++) labels[tiny->bad_class * d + i] = 3e38f;
-    add_blocks(w, a);
-    add_linear(w, "final_layer.adaLN_modulation.1", 2 * d, d);
-    add_linear(w, "final_layer.linear", 2 * a->in_channels * p * p, d);
+    if (a->one_hot) add(w, 0.8f, "y_embedder.embedding_table.weight", 2, d, a->num_classes, 0, 0);
+    else {
+        float *labels = add(w, 0.8f, "y_embedder.embedding_table.weight", 2, rows, d, 0, 0);
+        for (int i = 0; tiny->bad_class > 0 && i < d; i++) labels[tiny->bad_class * d + i] = 3e38f;
+    }
+    add_blocks(w, "blocks", a->depth, d, d);
+    if (a->decoder.depth) {
+        add_linear(w, "decoder_layer.linear", last_width, d);
+        add_linear(w, "decoder_layer.adaLN_modulation.1", 2 * d, d);
+        add_blocks(w, "decoder_blocks", a->decoder.depth, last_width, d);
+    }
+    add_linear(w, "final_layer.adaLN_modulation.1", 2 * last_width, d);
+    add_linear(w, "final_layer.linear", (1 + a->learn_sigma) * a->in_channels * p * p, last_width);
     const struct tensor *last = &w->t[w->table.n - 2]; // its weight
     for (size_t i = 0; tiny->huge && i < last->count; i++) ((float *)last->data)[i] = 3e38f;
 }
 
 void fixture_model(const struct tiny *tiny) {
     static struct weights w;
-    struct model_desc d = {.family = "sit",
-                           .path = "linear",
-                           .prediction = "velocity",
-                           .guide_channels = -1,
+    bool sit = !tiny->family || strcmp(tiny->family, "sit") == 0, masked = !sit && strcmp(tiny->family, "maskdit") == 0;
+    struct model_desc d = {.guide_channels = sit || masked ? -1 : 3,
                            .is_default = tiny->is_default,
                            .step = 7};
     d.arch = (struct arch){.input_size = 8,
@@ -104,7 +116,11 @@ void fixture_model(const struct tiny *tiny) {
                            .num_classes = 10,
                            .mlp_ratio = 4,
                            .class_dropout = !tiny->no_null_class,
-                           .learn_sigma = true};
+                           .learn_sigma = !masked,
+                           .one_hot = masked};
+    if (masked) d.arch.decoder.hidden_size = 16, d.arch.decoder.depth = 1, d.arch.decoder.num_heads = 2;
+    strcpy(d.family, tiny->family ? tiny->family : "sit");
+    if (sit) strcpy(d.path, "linear"), strcpy(d.prediction, "velocity");
     struct err e = {0};
     char path[512];
     make_weights(&w, &d.arch, tiny);

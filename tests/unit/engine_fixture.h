@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * What the engine's tests share: tiny random SiT model directories (8x8 pixels, width 32, 2 blocks) and a listener that keeps the book
+ * What the engine's tests share: tiny random model directories (8x8 pixels, width 32, 2 blocks) and a listener that keeps the book
  * on every job's events and checks their order as they come.
  */
 #ifndef ENGINE_FIXTURE_H
@@ -14,6 +14,7 @@
 
 struct tiny { // a model to be written; zero means the default in the comment
     const char *name;
+    const char *family;  // "sit"; or "dit", "maskdit" (with a decoder)
     int channels;        // 1
     bool no_null_class;  // has one
     bool is_default;
