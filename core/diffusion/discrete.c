@@ -3,11 +3,13 @@
  * DDPM and DDIM along a discrete-time model's own schedule (DiT diffusion/gaussian_diffusion.py and respace.py).
  *
  * The visited times are a subsequence k_0 < ... < k_(n-1); with abar = abar(k_i), before = abar(k_(i-1)) (1 before k_0) a step's
- * beta is 1 - abar/before, and the network is asked at the original k_i. DDPM: x <- [beta sqrt(before)/(1 - abar)] x1-hat + [(1 -
- * before) sqrt(1 - beta)/(1 - abar)] x + sd Z with ln sd^2 between ln(beta (1 - before)/(1 - abar)) and ln beta as the network's
- * second half of channels says, or at the upper one where it has no such half. The step to data adds no noise. DDIM is
- * exponential.c's, on the schedule's numbers. Draw number j belongs to step j whether or not it adds noise, as in the authors'
- * code.
+ * beta is 1 - abar/before, and the network is asked at the original k_i. DDPM:
+ *
+ *     x <- [beta sqrt(before)/(1 - abar)] x1-hat + [(1 - before) sqrt(1 - beta)/(1 - abar)] x + sd Z
+ *
+ * with ln sd^2 between ln(beta (1 - before)/(1 - abar)) and ln beta as the network's second half of channels says, or at the upper
+ * one where it has no such half. The step to data adds no noise. DDIM is exponential.c's, on the schedule's numbers. Draw number j
+ * belongs to step j whether or not it adds noise, as in the authors' code.
  */
 #include <math.h>
 

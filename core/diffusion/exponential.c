@@ -4,11 +4,16 @@
  *
  * If x1-hat did not change, the flow from (A, S) to (A', S') would be x' = (S'/S) x + (A' - S' A/S) x1-hat exactly, on every
  * path: that is the exponential integrator, on linear the same as Euler, and DDIM where the path is its schedule. At S' = 0 it
- * returns x1-hat, so a run ends in an estimate of the data. exponential  takes x1-hat as it is: order 1 dpmpp2m      extrapolates
- * it from the step before, x1-hat + (h/(2 h_prev)) (x1-hat - before), h in ln(A/S): order 2 (DPM-Solver++ 2M). The first step and
- * the one into S' = 0 take it as it is ddim         eta > 0 replaces part of what is left of the noise by fresh noise of the same
- * size: the variance eta^2 S'^2 (1 - ((A/S)
- *                /(A'/S'))^2), DDIM's own on a path of any scale. It may clip x1-hat.
+ * returns x1-hat, so a run ends in an estimate of the data.
+ *
+ * exponential: takes x1-hat as it is. Order 1.
+ *
+ * dpmpp2m: extrapolates it from the step before, x1-hat + (h/(2 h_prev)) (x1-hat - before), h in ln(A/S) (DPM-Solver++ 2M). The
+ * first step and the one into S' = 0 take it as it is. Order 2 but for a logarithm, since steps that are even in t are long in
+ * ln(A/S) at both ends; on vp, where S falls like a square root, the last few steps leave a small error of order 1.
+ *
+ * ddim: with eta > 0 part of what is left of the noise is replaced by fresh noise of the same size, of variance eta^2 S'^2
+ * (1 - ((A/S)/(A'/S'))^2): DDIM's own, on a path of any scale. It may clip x1-hat.
  *
  * Columns: X the state, K(0) the x1-hat of the step before.
  */

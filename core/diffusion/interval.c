@@ -42,7 +42,7 @@ static const char *const texts[NOTE_COUNT] = {
     [NOTE_DISCRETE_END + PATH_GVP] = "The model's schedule ends with alpha/sigma = 100, at t = 0.9936 of the gvp path.",
     [NOTE_EDM_START + PATH_LINEAR] = "The model knows sigma up to 80, so sampling on the linear path starts at t = 0.0123.",
     [NOTE_EDM_START + PATH_GVP] = "The model knows sigma up to 80, so sampling on the gvp path starts at t = 0.0080.",
-    [NOTE_EDM_START + PATH_VP] = "The model knows sigma up to 80, so sampling on the vp path starts at t = 0.0664.",
+    [NOTE_EDM_START + PATH_VP] = "The model knows sigma up to 80, so sampling on the vp path starts at t = 0.0665.",
     [NOTE_EDM_END + PATH_LINEAR] = "The model knows sigma down to 0.002, which is t = 0.9980 of the linear path.",
     [NOTE_EDM_END + PATH_GVP] = "The model knows sigma down to 0.002, which is t = 0.9987 of the gvp path.",
     [NOTE_DENOISE] = "The result is the model's estimate of the data at the last time, one evaluation more than the steps make.",

@@ -48,6 +48,12 @@ static int openai_time(int n, int i) {
     return (int)nearbyint(at);
 }
 
+// numpy.arange(1000, 0, -1000/n) adds multiples of the difference of its first two points, which decides some halves.
+static int trailing_time(int n, int i) {
+    double second = SCHEDULE_TIMES - (double)SCHEDULE_TIMES / n, delta = second - SCHEDULE_TIMES;
+    return (int)nearbyint(SCHEDULE_TIMES + (n - 1 - i) * delta) - 1;
+}
+
 int schedule_time(enum spacing spacing, int n, int i) {
     switch (spacing) {
     case SPACING_DDIM:
@@ -55,7 +61,7 @@ int schedule_time(enum spacing spacing, int n, int i) {
     case SPACING_LEADING:
         return i * (SCHEDULE_TIMES / n);
     case SPACING_TRAILING:
-        return (int)nearbyint(SCHEDULE_TIMES - (n - 1 - i) * ((double)SCHEDULE_TIMES / n)) - 1;
+        return trailing_time(n, i);
     default:
         return openai_time(n, i);
     }

@@ -25,8 +25,7 @@ double schedule_abar(int k); // 1 for k < 0
 int schedule_time(enum spacing, int n, int i);
 bool schedule_has(enum spacing, int n); // is there such a spacing of n times?
 
-// alpha and sigma at a time from 0 to 999, whole or not; and the time at which alpha/sigma has a ratio (beyond the ends: the
-// end).
+// alpha and sigma at a time from 0 to 999, whole or not; and the time at which they have this ratio (beyond the ends: the end).
 void schedule_at(double time, double *alpha, double *sigma);
 double schedule_find(double alpha, double sigma);
 // alpha/sigma at time 999 and at time 0: 0.0064 and 99.99.

@@ -205,6 +205,18 @@ TEST(sampler_counts) {
     CHECK(sampler_evaluations(&spec, &linear) == 2 * 249 + 1);
     spec.last = LAST_NONE;
     CHECK(sampler_evaluations(&spec, &linear) == 500);
+    static const struct sampler_model discrete = {.kind = MODEL_DISCRETE}, edm = {.kind = MODEL_EDM, .sigma_data = 0.5};
+    CHECK(sampler_home_type(&linear) == SAMPLER_ODE && sampler_home_type(&discrete) == SAMPLER_DDPM);
+    CHECK(sampler_home_type(&edm) == SAMPLER_EDM);
+    static const struct { const struct sampler_model *m; enum sampler_type type; int want; } defaults[] = {
+        {&discrete, SAMPLER_ODE, 101}, {&discrete, SAMPLER_SDE, 250}, {&discrete, SAMPLER_DDPM, 250}, {&discrete, SAMPLER_DDIM, 50},
+        {&discrete, SAMPLER_EDM, 79},  {&edm, SAMPLER_ODE, 101},      {&edm, SAMPLER_EDM, 79},        {&linear, SAMPLER_DDIM, 50},
+        {&linear, SAMPLER_EDM, 79}};
+    for (int i = 0; i < 9; i++) {
+        struct sampler_spec of;
+        sampler_defaults(&of, defaults[i].m, defaults[i].type);
+        CHECK(sampler_evaluations(&of, defaults[i].m) == defaults[i].want);
+    }
     CHECK(sampler_peak_rows(&spec) == 1);
     spec.guidance = 0;
     CHECK(sampler_peak_rows(&spec) == 2);
@@ -279,8 +291,11 @@ TEST(sampler_copy_continues_alike) {
         { SAMPLER_ODE, METHOD_DOPRI5 },
         { SAMPLER_SDE, METHOD_EULER },
         { SAMPLER_SDE, METHOD_HEUN },
+        { SAMPLER_ODE, METHOD_DPMPP2M },
+        { SAMPLER_DDIM, METHOD_EULER },
+        { SAMPLER_EDM, METHOD_HEUN },
     };
-    for (int k = 0; k < 4; k++)
+    for (int k = 0; k < 7; k++)
         for (int at = 1; at < 30; at += 4) {
             struct sampler_spec spec;
             struct err e = { 0 };
@@ -290,6 +305,8 @@ TEST(sampler_copy_continues_alike) {
             sampler_defaults(&spec, &linear, kinds[k].type);
             spec.method = kinds[k].method;
             spec.steps = 8;
+            spec.eta = 0.5;
+            spec.churn = 2;
             f64_exec_init(&a, 3);
             f64_exec_init(&b, 3);
             a.net = mild_net;
