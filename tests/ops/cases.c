@@ -208,9 +208,9 @@ static struct kern_row_update update_of(int id, int place) {
     for (int a = 0; a < u.n; a++) {
         u.assign[a] = (struct kern_assign){.dst = (a + id) % KERN_COLS, .c_out = a == 1 ? 0 : 0.3f, .c_noise = id % 2 ? 0.7f : 0};
         for (int j = 0; j < KERN_COLS; j++) u.assign[a].c[j] = (j + id + a) % 3 ? 0 : 0.1f * (float)(j + 1);
-        if (id % 4 == 3 && a == 0) u.assign[a].c_clip = -0.4f; // F is then wanted by the clip at least
+        if (id % 3 && a != 1) u.assign[a].c_clip = -0.4f;
     }
-    u.learned = id % 5 == 3;
+    u.learned = id % 4 == 1; // with noise; its guidance reaches into the second half of the channels
     u.log_lo = -1.5f;
     u.log_span = 0.7f;
     u.clip = (struct kern_clip){.c = {[1] = 0.8f, [4] = -0.5f}, .c_out = 0.9f};
