@@ -75,6 +75,9 @@ tests: $(OUT)/tests/run
 $(OUT)/bench-ops: $(OUT)/tests/bench/bench_ops.o $(OUT)/tests/ops/cases.o $(OUT)/libsitd.a
 	@echo "  LINK  $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(OUT)/bench-vae: $(OUT)/tests/bench/bench_vae.o $(OUT)/libsitd.a
+	@echo "  LINK  $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 -include $(LIB_OBJ:.o=.d) $(SERVER_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(OUT)/server/main.d
 
@@ -142,9 +145,10 @@ test: ## install what is missing, build, run the whole test suite
 	@tests/run.sh
 test-all: test ## the test suite, then every recorded case of ../shared/golden when it is there
 	@tests/golden/all.sh
-bench: all $(OUT)/bench-ops ## forward passes beside torch where it is installed (TORCH_PYTHON=python[:python]), ops against their ceiling; CSV in build/
+bench: all $(OUT)/bench-ops $(OUT)/bench-vae ## forward passes beside torch where it is installed (TORCH_PYTHON=python[:python]), ops against their ceiling; CSV in build/
 	@$(PYTHON) tests/bench/forward.py
 	@$(OUT)/bench-ops
+	@$(OUT)/bench-vae
 bundle: all ## build/sitd-VERSION.tar.gz: the binary, its libraries and the bundled models, to unpack anywhere
 	@tools/bundle.sh $(VERSION)
 check: ## static checks: layers, clang-tidy (bugprone)

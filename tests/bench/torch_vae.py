@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import resource
 import struct
 import time
 
@@ -184,7 +185,6 @@ def record(folder, case):
 
 def timing(size, encode):
     model = Vae(random_weights([128, 256, 512, 512], 2, 4, None, torch.Generator().manual_seed(0)), [128, 256, 512, 512], 2, 32)
-    best = {}
     for layout, fmt in (("channels first", torch.contiguous_format), ("channels last", torch.channels_last)):
         weights = {k: (v.contiguous(memory_format=fmt) if v.dim() == 4 else v) for k, v in model.w.items()}
         m = Vae(weights, model.widths, model.layers, model.groups)
@@ -192,13 +192,15 @@ def timing(size, encode):
         x = x.contiguous(memory_format=fmt)
         run = m.encode if encode else m.decode
         run(x)
-        times = []
+        times, cpu = [], []
         for _ in range(3):
-            t = time.perf_counter()
+            t, c = time.perf_counter(), time.process_time()
             run(x)
             times.append(time.perf_counter() - t)
-        best[layout] = min(times)
-        print(f"torch {torch.__version__} {'encode' if encode else 'decode'} {size} px, {layout}: {min(times):.3f} s")
+            cpu.append(time.process_time() - c)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"torch {torch.__version__} {'encode' if encode else 'decode'} {size} px, {layout}: {min(times):.3f} s, "
+              f"of processors {min(cpu):.3f} s; peak {peak:.0f} MiB")
 
 
 def main():
