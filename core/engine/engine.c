@@ -218,6 +218,9 @@ static struct job *job_new(const struct engine_job *from, const struct engine_mo
                       .submit_us = engine_now_us()};
     j->peak_rows = sampler_peak_rows(&from->sampler);
     j->evaluations_each = sampler_evaluations(&from->sampler, &m->sampler);
+    int decode = (m->decode_rows + j->peak_rows - 1) / j->peak_rows; // as if the network were evaluated so many times more
+    j->evaluations_each += decode;
+    j->decode_share = (double)decode / (j->evaluations_each > 0 ? j->evaluations_each : 1);
     j->deadline_ms = deadline(j->submit_us, from->timeout_ms);
     return j;
 }

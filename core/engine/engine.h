@@ -56,7 +56,8 @@ struct engine_model { // a loaded model's facts; immutable, reference counted
     struct sampler_model sampler;
     int guide_channels;            // the model's own rule, as a count
     int max_guide_channels;        // of the network's output: DiT's rule reaches into its variance's channels
-    int image_size, image_channels;
+    int image_size, image_channels; // of the pictures
+    int decode_rows;               // work of making a picture of a latent, in network rows; 0: samples are pictures
     size_t device_bytes;
 };
 
@@ -77,7 +78,7 @@ struct engine_stats {
     int jobs, queued_images, running_images, running_rows, max_rows, models_ready, models_loading, models_failed;
     uint64_t evaluations, batches, steps[SAMPLER_TYPE_COUNT], images_done, images_failed, images_cancelled; // evaluations counts rows
     uint64_t batch_rows[33];       // histogram: batches of exactly i rows; last: 32 or more
-    double busy_seconds;           // worker time inside steps
+    double busy_seconds;           // worker time inside steps and decoding
     double row_ms;                 // smoothed milliseconds per row at present load
     size_t device_bytes;
     bool device_ok;

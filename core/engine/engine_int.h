@@ -20,6 +20,7 @@
 #include "core/engine/engine.h"
 #include "core/engine/runner.h"
 #include "core/engine/sched.h"
+#include "core/model/vae.h"
 
 struct facts { // what engine_model_ref lends; outlives the engine if somebody still holds it
     struct engine_model model; // first: engine_model_unref finds the rest by it
@@ -42,6 +43,8 @@ struct job {
     struct job *prev, *next;  // the inbox (under the lock), then served.jobs
     /* the worker's account */
     int done, evaluations;
+    int decoding;             // of its images, that are finished samples and not yet pictures
+    double decode_share;      // of an image's work
     int64_t first_us, last_us; // first slot, last image read
     double decode_ms;
     double running_progress;   // sum over its running images, of this turn
@@ -53,6 +56,13 @@ struct run { // one slot of the device and the job whose image is in it
     struct job *job; // NULL: free
 };
 
+struct decode { // a finished sample that waits for the VAE
+    struct decode *next;
+    struct job *job;
+    int index;       // of the image in its job
+    float latent[];
+};
+
 struct served { // one version of one model, ready on the device
     struct facts *facts;
     struct runner *runner;
@@ -61,8 +71,15 @@ struct served { // one version of one model, ready on the device
     struct runner_slot **batch;  // [slots]
     int *slots;                  // [slots] scratch for sched_admit and sched_running
     int *freed;                  // [slots] scratch for sched_cancel
-    float *pixels;               // [numel] host copy of a finished image
+    float *pixels;               // [numel] host copy of a finished sample
     struct job *jobs;            // those that the worker has taken
+    int n_jobs;
+    struct vae *vae;             // NULL: samples are pictures
+    float *z, *picture;          // [numel], what the VAE gets; [vae_numel], what it gives
+    struct decode *decodes;      // waiting, in order; the first is in the VAE's hand if in_hand
+    int n_decodes;
+    bool in_hand;
+    double slice_flops;          // decode.c
     bool retired;                // replaced by a newer version: freed when its last job has ended
     struct served *next;         // engine.served
     /* under the engine's lock */
@@ -81,6 +98,7 @@ struct entry { // a model directory that was found
 struct load { // what the loader hands to the worker; lives on the loader's stack until `taken` is back to NULL
     struct entry *entry;
     struct model_dir *dir;
+    struct vae_file *vae; // NULL: none
 };
 
 enum stop { STOP_NOT, STOP_FINISH, STOP_CANCEL, STOP_CLOSE };
@@ -125,12 +143,21 @@ void *loader_main(void *engine);
 void loader_report(struct engine *, struct entry *, struct err *); // EV_MODEL and the log line; puts the model's name before an error's text
 
 /* served.c */
-int served_check(const struct model_desc *, struct sampler_model *, struct err *); // can this engine serve it at all?
-// Takes dir->desc (on success). Builds the network and its slots on kern and evaluates it once. row_ms: of that evaluation.
-int served_new(struct served **, struct kern *, const struct sched_limits *, const char *name, struct model_dir *, double *row_ms, struct err *);
+// Can this engine serve it at all? vae: of the one that its latent.vae names, NULL: it names none
+int served_check(const struct model_desc *, const struct vae_arch *vae, struct sampler_model *, struct err *);
+// Takes load->dir->desc (on success). Builds the networks and slots on kern and evaluates the first once. row_ms: of that evaluation.
+int served_new(struct served **, struct kern *, const struct sched_limits *, const struct load *, double *row_ms, struct err *);
 void served_free(struct served *);
 // dst [h, w, channels] from planes x [channels, h, w] in -1..1. E_NONFINITE.
 int served_pixels(uint8_t *dst, const float *x, int channels, int side, struct err *);
+
+/* decode.c: pictures out of latents */
+int decode_add(struct served *, struct job *, int index, const float *latent, struct err *); // E_NOMEM
+void decode_drop(struct served *, const struct job *); // all that belongs to the job; NULL: everything
+// Works on the first until the clock says until_us, and a little. 1: its picture is in served->picture; 0: not yet, or nothing waits; negative: it
+// failed. After 1 and after a failure decode_pop, or decode_drop, must follow.
+int decode_work(struct served *, int64_t until_us, struct err *);
+void decode_pop(struct served *); // forgets the first
 
 /* worker.c */
 void *worker_main(void *engine);

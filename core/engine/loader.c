@@ -130,8 +130,16 @@ static void hand_over(struct engine *g, struct load *load) {
     pthread_mutex_unlock(&g->lock);
 }
 
+static int open_vae(struct vae_file *vae, const char *dir, const struct latent *l, struct err *e) {
+    char *path = mem_printf("%s/%s", dir, l->vae_file);
+    int rc = path ? vae_file_open(vae, path, l->vae_sha256, e) : err_set(e, E_NOMEM, "no memory for a path");
+    mem_free(path);
+    return rc;
+}
+
 static void load_one(struct engine *g, struct entry *entry) {
     struct model_dir dir = {0};
+    struct vae_file vae = {0};
     struct sampler_model sampler;
     struct err err = {0};
     int rc = model_dir_open(&dir, entry->dir, &err);
@@ -140,8 +148,12 @@ static void load_one(struct engine *g, struct entry *entry) {
         fail(g, entry, &err);
         return;
     }
-    if (served_check(&dir.desc, &sampler, &err)) fail(g, entry, &err); // before the device is troubled
-    else hand_over(g, &(struct load){.entry = entry, .dir = &dir});
+    bool has_vae = dir.desc.latent.vae_file[0];
+    if (has_vae) rc = open_vae(&vae, entry->dir, &dir.desc.latent, &err);
+    if (!rc) rc = served_check(&dir.desc, has_vae ? &vae.arch : NULL, &sampler, &err); // before the device is troubled
+    if (rc) fail(g, entry, &err);
+    else hand_over(g, &(struct load){.entry = entry, .dir = &dir, .vae = has_vae ? &vae : NULL});
+    vae_file_close(&vae);
     model_dir_close(&dir);
 }
 

@@ -38,15 +38,21 @@ static int path_model(const struct model_desc *d, struct sampler_model *m, struc
     return 0;
 }
 
-int served_check(const struct model_desc *d, struct sampler_model *sampler, struct err *e) {
-    int channels = d->arch.in_channels;
-    if (channels != 1 && channels != 3)
-        return err_param(
-            e, E_UNSUPPORTED, "architecture.in_channels",
-            "it makes latents of %d channels, which need a VAE to become pictures; this build serves models of 1 or 3 channels",
-            channels);
-    if (d->latent.scale != 0 || d->latent.mean)
-        return err_param(e, E_UNSUPPORTED, "latent", "it makes latents, which need a VAE to become pictures; this build serves pixels");
+static int check_pictures(const struct model_desc *d, const struct vae_arch *vae, struct err *e) {
+    int channels = d->arch.in_channels, made = vae ? vae->image_channels : channels;
+    bool latents = d->latent.scale > 0 || d->latent.mean;
+    if (vae && !vae->decoder) return err_param(e, E_CONFLICT, "latent.vae", "its VAE has no decoder");
+    if (vae && vae->latent_channels != channels)
+        return err_param(e, E_CONFLICT, "latent.vae", "its VAE decodes latents of %d channels, the network makes %d", vae->latent_channels, channels);
+    if (!vae && (latents || (channels != 1 && channels != 3)))
+        return err_param(e, E_UNSUPPORTED, latents ? "latent.vae" : "architecture.in_channels",
+                         "it makes latents of %d channels, which need a VAE to become pictures: name one in latent.vae", channels);
+    if (made == 1 || made == 3) return OK;
+    return err_param(e, E_UNSUPPORTED, "latent.vae", "its VAE makes pictures of %d channels; 1 or 3 can be served", made);
+}
+
+int served_check(const struct model_desc *d, const struct vae_arch *vae, struct sampler_model *sampler, struct err *e) {
+    if (check_pictures(d, vae, e)) return e->status;
     if (strcmp(d->family, "sit") == 0) return path_model(d, sampler, e);
     if (strcmp(d->family, "dit") == 0)
         *sampler = (struct sampler_model){.kind = MODEL_DISCRETE, .learned_variance = d->arch.learn_sigma};
@@ -64,20 +70,36 @@ static void guide_rule(struct engine_model *m, const struct model_desc *d) {
     if (m->guide_channels > m->max_guide_channels) m->guide_channels = m->max_guide_channels;
 }
 
-static int make_facts(struct served *s, const char *name, struct model_dir *dir, struct err *e) {
+static int make_facts(struct served *s, const struct load *load, struct err *e) {
+    const struct model_desc *d = &load->dir->desc;
+    const struct vae_arch *vae = load->vae ? &load->vae->arch : NULL;
     struct facts *f = mem_alloc(sizeof *f);
     if (!f) return err_set(e, E_NOMEM, "no memory for a model");
     s->facts = f;
     atomic_init(&f->refs, 1);
     struct engine_model *m = &f->model;
-    int rc = served_check(&dir->desc, &m->sampler, e);
+    int rc = served_check(d, vae, &m->sampler, e);
     if (rc) return rc;
-    snprintf(m->name, sizeof m->name, "%s", name);
-    memcpy(m->digest, dir->digest, sizeof m->digest);
-    m->image_size = dir->desc.arch.input_size;
-    m->image_channels = dir->desc.arch.in_channels;
-    guide_rule(m, &dir->desc);
+    snprintf(m->name, sizeof m->name, "%s", load->entry->name);
+    memcpy(m->digest, load->dir->digest, sizeof m->digest);
+    m->image_size = d->arch.input_size * (vae ? vae_factor(vae) : 1);
+    m->image_channels = vae ? vae->image_channels : d->arch.in_channels;
+    guide_rule(m, d);
     return 0;
+}
+
+static int make_vae(struct served *s, struct kern *k, const struct load *load, struct err *e) {
+    const struct arch *a = &load->dir->desc.arch;
+    struct vae_size size = {.height = a->input_size, .width = a->input_size, .decode = true};
+    if (!load->vae) return OK;
+    if (vae_new(&s->vae, k, &load->vae->arch, &load->vae->table, &size, e)) {
+        err_prefix(e, "its VAE");
+        return e->status;
+    }
+    s->z = mem_array(runner_numel(s->runner), sizeof *s->z);
+    s->picture = mem_array(vae_numel(s->vae, VAE_DECODE), sizeof *s->picture);
+    s->facts->model.decode_rows = (int)ceil(vae_flops(s->vae, VAE_DECODE) / dit_flops(a));
+    return s->z && s->picture ? OK : err_set(e, E_NOMEM, "no memory for a picture");
 }
 
 static int make_slots(struct served *s, int slots, struct err *e) {
@@ -130,17 +152,19 @@ static int canary(struct served *s, double *row_ms, struct err *e) {
     return rc;
 }
 
-int served_new(struct served **out, struct kern *k, const struct sched_limits *limits, const char *name, struct model_dir *dir,
-               double *row_ms, struct err *e) {
+int served_new(struct served **out, struct kern *k, const struct sched_limits *limits, const struct load *load, double *row_ms,
+               struct err *e) {
+    struct model_dir *dir = load->dir;
     *out = NULL;
     struct served *s = mem_alloc(sizeof *s);
     if (!s) return err_set(e, E_NOMEM, "no memory for a model");
-    int rc = make_facts(s, name, dir, e), slots = limits->max_rows;
+    int rc = make_facts(s, load, e), slots = limits->max_rows;
     if (!rc) rc = sched_new(&s->sched, limits, e);
     if (!rc) rc = runner_new(&s->runner, k, &dir->desc.arch, dir->weights, slots, limits->max_rows, e);
     if (!rc) rc = make_slots(s, slots, e);
+    if (!rc) rc = make_vae(s, k, load, e);
     if (!rc) {
-        s->facts->model.device_bytes = runner_bytes(s->runner);
+        s->facts->model.device_bytes = runner_bytes(s->runner) + (s->vae ? vae_bytes(s->vae) : 0);
         s->facts->model.desc.arch = dir->desc.arch; // what the canary reads; the rest follows on success
         rc = canary(s, row_ms, e);
     }
@@ -156,10 +180,12 @@ int served_new(struct served **out, struct kern *k, const struct sched_limits *l
 
 void served_free(struct served *s) {
     if (!s) return;
+    decode_drop(s, NULL);
+    vae_free(s->vae);
     runner_free(s->runner);
     sched_free(s->sched);
     facts_unref(s->facts);
-    void *arrays[] = {s->runs, s->batch, s->slots, s->freed, s->pixels};
+    void *arrays[] = {s->runs, s->batch, s->slots, s->freed, s->pixels, s->z, s->picture};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) mem_free(arrays[i]);
     mem_free(s);
 }

@@ -29,6 +29,7 @@
 #include "core/base/log.h"
 #include "core/base/mem.h"
 
+#define DECODE_LEAST_US 10000 // of decoding at a turn, where some waits
 #define ROW_MS_WEIGHT 0.1 // of the newest batch in the smoothed time of a row
 
 /* ---- account ---- */
@@ -37,6 +38,9 @@ static void publish(struct engine *g) {
     pthread_mutex_lock(&g->lock);
     for (struct served *s = g->served; s; s = s->next) {
         sched_stats(s->sched, &s->published);
+        s->published.jobs = s->n_jobs; // the scheduler forgets a job when its last sample is finished
+        s->published.running_images += s->n_decodes;
+        s->published.rows_left += (int64_t)s->n_decodes * s->facts->model.decode_rows;
         s->pending = (struct sched_stats){0};
     }
     for (struct job *j = g->inbox; j; j = j->next) {
@@ -64,6 +68,7 @@ static void count_batch(struct engine *g, int rows, double seconds) {
 static void job_unlink(struct engine *g, struct job *j) {
     if (j->prev) j->prev->next = j->next;
     else j->on->jobs = j->next;
+    j->on->n_jobs--;
     if (j->next) j->next->prev = j->prev;
     pthread_mutex_lock(&g->lock);
     if (j->alive_prev) j->alive_prev->alive_next = j->alive_next;
@@ -78,6 +83,7 @@ static void job_end(struct engine *g, struct job *j, enum engine_event_kind kind
     struct served *s = j->on;
     int freed = sched_cancel(s->sched, j->id, s->freed); // -1 when its last image has just left
     for (int i = 0; i < freed; i++) s->runs[s->freed[i]].job = NULL;
+    decode_drop(s, j);
     uint64_t lost = (uint64_t)(j->n - j->done);
     if (kind == EV_FAILED) g->counters.images_failed += lost;
     if (kind == EV_CANCELLED) g->counters.images_cancelled += lost;
@@ -145,50 +151,59 @@ static int start_image(struct engine *g, struct served *s, int slot, struct err 
     return 0;
 }
 
-static int read_image(struct engine *g, struct served *s, int slot, struct engine_image *image, struct err *err) {
-    const struct engine_model *m = &s->facts->model;
-    struct run *run = &s->runs[slot];
-    if (run->slot.err.status) return *err = run->slot.err, err->status;
-    int rc = runner_read(s->runner, slot, s->pixels, err), side = m->image_size;
-    if (rc) return rc;
-    image->index = sched_slot(s->sched, slot)->image;
-    image->width = image->height = side;
-    image->channels = m->image_channels;
-    image->pixels = mem_alloc(runner_numel(s->runner));
+static int make_image(const struct engine_model *m, const float *planes, int index, struct engine_image *image, struct err *err) {
+    size_t side = (size_t)m->image_size;
+    *image = (struct engine_image){.index = index, .width = m->image_size, .height = m->image_size, .channels = m->image_channels};
+    image->pixels = mem_alloc(side * side * (size_t)m->image_channels);
     if (!image->pixels) return err_set(err, E_NOMEM, "no memory for an image");
-    rc = served_pixels(image->pixels, s->pixels, m->image_channels, side, err);
-    if (!rc) {
-        g->counters.images_done++;
-        return 0;
-    }
-    mem_free(image->pixels);
+    int rc = served_pixels(image->pixels, planes, m->image_channels, m->image_size, err);
+    if (rc) mem_free(image->pixels);
     return rc;
 }
 
-static void finish_image(struct engine *g, struct served *s, int slot) {
-    struct run *run = &s->runs[slot];
-    struct job *j = run->job;
+static void image_failed(struct engine *g, struct job *j, int image, int rc, struct err *err) {
+    if (rc == E_DEVICE) {
+        device_failed(g, err);
+        return;
+    }
+    err_set(err, rc, "the image failed");
+    err_prefix(err, "model '%s', image %d", j->on->facts->model.name, image);
+    job_end(g, j, EV_FAILED, err);
+}
+
+// A picture as planes goes out; with a job's last the job ends.
+static void hand_out(struct engine *g, struct job *j, const float *planes, int image) {
     struct engine_event ev = {.kind = EV_IMAGE, .job = j->id};
     struct err err = {0};
     int64_t start = engine_now_us();
-    int rc = read_image(g, s, slot, &ev.image, &err), image = sched_slot(s->sched, slot)->image;
-    if (rc == E_DEVICE) {
-        device_failed(g, &err);
-        return;
-    }
+    int rc = make_image(&j->on->facts->model, planes, image, &ev.image, &err);
     if (rc) {
-        err_set(&err, rc, "the image failed");
-        err_prefix(&err, "model '%s', image %d", s->facts->model.name, image);
-        job_end(g, j, EV_FAILED, &err);
+        image_failed(g, j, image, rc, &err);
         return;
     }
     j->last_us = engine_now_us();
     j->decode_ms += (double)(j->last_us - start) / 1000;
     j->done++;
-    run->job = NULL;
-    bool last = sched_image_done(s->sched, slot);
+    g->counters.images_done++;
     engine_emit(g, &ev);
-    if (last) job_end(g, j, EV_DONE, NULL);
+    if (j->done == j->n) job_end(g, j, EV_DONE, NULL);
+}
+
+// A finished sample leaves its slot: as a picture, or for the VAE's queue.
+static void finish_image(struct engine *g, struct served *s, int slot) {
+    struct run *run = &s->runs[slot];
+    struct job *j = run->job;
+    struct err err = run->slot.err;
+    int image = sched_slot(s->sched, slot)->image, rc = err.status;
+    if (!rc) rc = runner_read(s->runner, slot, s->pixels, &err);
+    if (!rc && s->vae) rc = decode_add(s, j, image, s->pixels, &err);
+    if (rc) {
+        image_failed(g, j, image, rc, &err);
+        return;
+    }
+    run->job = NULL;
+    sched_image_done(s->sched, slot);
+    if (!s->vae) hand_out(g, j, s->pixels, image);
 }
 
 static void finish_images(struct engine *g, struct served *s) {
@@ -196,15 +211,32 @@ static void finish_images(struct engine *g, struct served *s) {
         if (s->runs[i].job && s->runs[i].slot.done) finish_image(g, s, i);
 }
 
+static void decode_images(struct engine *g, struct served *s, int64_t until_us) {
+    while (s->decodes && !g->dead) {
+        struct err err = {0};
+        int64_t start = engine_now_us();
+        int rc = decode_work(s, until_us, &err);
+        g->counters.busy_seconds += (double)(engine_now_us() - start) / 1e6;
+        if (rc == 0) return;
+        struct job *j = s->decodes->job;
+        int image = s->decodes->index;
+        if (rc < 0) image_failed(g, j, image, rc, &err);
+        else {
+            decode_pop(s);
+            hand_out(g, j, s->picture, image);
+        }
+    }
+}
+
 static void tell_progress(struct engine *g, struct served *s) {
     int n = sched_running(s->sched, s->slots);
     for (struct job *j = s->jobs; j; j = j->next) j->running_progress = 0;
     for (int i = 0; i < n; i++) {
         struct run *run = &s->runs[s->slots[i]];
-        run->job->running_progress += sampler_progress(&run->slot.sampler);
+        run->job->running_progress += (1 - run->job->decode_share) * sampler_progress(&run->slot.sampler);
     }
     for (struct job *j = s->jobs; j; j = j->next) {
-        double p = (j->done + j->running_progress) / j->n;
+        double p = (j->done + (1 - j->decode_share) * j->decoding + j->running_progress) / j->n;
         if (!j->progress || p < j->told_progress + 0.01) continue;
         j->told_progress = p;
         engine_emit(g, &(struct engine_event){.kind = EV_PROGRESS, .job = j->id, .progress = p});
@@ -247,11 +279,13 @@ static void batch_failed(struct engine *g, struct served *s, int n, const struct
 static void turn(struct engine *g, struct served *s) {
     struct err err = {0};
     int rc = 0;
+    int64_t start = engine_now_us();
     g->last = s;
     int n = sched_admit(s->sched, s->slots);
     if (n) publish(g); // before EV_STARTED, and not only after a step that may be long
     for (int i = 0; i < n && !rc; i++) rc = start_image(g, s, s->slots[i], &err);
-    n = rc ? 0 : gather_batch(s);
+    bool behind = s->n_decodes >= sched_slots(s->sched);
+    n = rc || behind ? 0 : gather_batch(s);
     if (n) rc = evaluate(g, s, n, &err);
     if (rc == E_DEVICE) device_failed(g, &err);
     else if (rc) {
@@ -259,6 +293,8 @@ static void turn(struct engine *g, struct served *s) {
         batch_failed(g, s, n, &err);
     }
     finish_images(g, s);
+    int64_t now = engine_now_us(), spent = now - start;
+    decode_images(g, s, now + (n && spent > DECODE_LEAST_US ? spent : DECODE_LEAST_US));
     tell_progress(g, s);
 }
 
@@ -281,6 +317,7 @@ static void accept_job(struct engine *g, struct job *j) {
     j->next = s->jobs;
     if (s->jobs) s->jobs->prev = j;
     s->jobs = j;
+    s->n_jobs++;
     g->jobs++;
     struct sched_job job = {.id = j->id,
                             .images = j->n,
@@ -329,7 +366,7 @@ static void build(struct engine *g, struct load *load) {
     struct err err = {0};
     double row_ms = 0;
     int rc = g->dead ? err_set(&err, E_DEVICE, "the device has failed")
-                     : served_new(&s, g->kern, &g->limits, load->entry->name, load->dir, &row_ms, &err);
+                     : served_new(&s, g->kern, &g->limits, load, &row_ms, &err);
     if (rc) err_set(&err, rc, "it could not be built");
     else if (g->counters.row_ms <= 0) g->counters.row_ms = row_ms;
     if (s) {

@@ -5,6 +5,8 @@
 #include <unistd.h>
 
 #include "core/base/mem.h"
+#include "core/io/file.h"
+#include "core/io/safetensors.h"
 #include "tests/test.h"
 
 /* ---- models ---- */
@@ -101,13 +103,38 @@ static void make_weights(struct weights *w, const struct arch *a, const struct t
     for (size_t i = 0; tiny->huge && i < last->count; i++) ((float *)last->data)[i] = 3e38f;
 }
 
+static int collect(void *file, const void *bytes, size_t n, struct err *e) { return file_out_write(file, bytes, n, e); }
+
+static void write_vae(const char *model, const struct tiny *tiny, char sha256[65]) {
+    struct vae_weights w;
+    struct file_out out;
+    struct err e = {0};
+    char path[700], config[64];
+    void *bytes;
+    size_t n;
+    CHECK_OK(vae_random(&w, tiny->vae, (uint64_t)tiny->seed, &e), &e);
+    snprintf(path, sizeof path, "%s/vae", model);
+    CHECK_OK(file_make_dir(path, &e), &e);
+    snprintf(path, sizeof path, "%s/vae/config.json", model);
+    int length = snprintf(config, sizeof config, "{\"norm_num_groups\": %d}", tiny->vae->groups);
+    CHECK_OK(file_write(path, config, (size_t)length, &e), &e);
+    snprintf(path, sizeof path, "%s/vae/diffusion_pytorch_model.safetensors", model);
+    CHECK_OK(file_out_open(&out, path, &e), &e);
+    CHECK_OK(safetensors_write(&w.table, NULL, 0, collect, &out, &e), &e);
+    CHECK_OK(file_out_commit(&out, NULL, &e), &e);
+    CHECK_OK(file_read(&bytes, &n, path, (size_t)1 << 30, &e), &e);
+    CHECK(digest_hex(sha256, bytes, n) == 0);
+    mem_free(bytes);
+    vae_weights_free(&w);
+}
+
 void fixture_model(const struct tiny *tiny) {
     static struct weights w;
     bool sit = !tiny->family || strcmp(tiny->family, "sit") == 0, masked = !sit && strcmp(tiny->family, "maskdit") == 0;
     struct model_desc d = {.guide_channels = sit || masked ? -1 : 3,
                            .is_default = tiny->is_default,
                            .step = 7};
-    d.arch = (struct arch){.input_size = 8,
+    d.arch = (struct arch){.input_size = tiny->side ? tiny->side : 8,
                            .patch_size = 2,
                            .in_channels = tiny->channels ? tiny->channels : 1,
                            .hidden_size = 32,
@@ -125,6 +152,12 @@ void fixture_model(const struct tiny *tiny) {
     char path[512];
     make_weights(&w, &d.arch, tiny);
     snprintf(path, sizeof path, "%s/%s", fixture_dir(), tiny->name);
+    if (tiny->vae || tiny->latents) d.latent.scale = 0.5;
+    if (tiny->vae) {
+        strcpy(d.latent.vae_file, "vae");
+        write_vae(path, tiny, d.latent.vae_sha256);
+        if (tiny->vae_sha256) strcpy(d.latent.vae_sha256, tiny->vae_sha256);
+    }
     CHECK_OK(model_dir_write(path, &d, &w.table, &e), &e);
     for (int i = 0; i < w.table.n; i++) {
         mem_free((void *)w.t[i].name);

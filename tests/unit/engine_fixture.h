@@ -8,6 +8,7 @@
 #include <pthread.h>
 
 #include "core/engine/engine.h"
+#include "core/io/vae_file.h"
 
 #define HEARD_JOBS 8192
 #define HEARD_IMAGES 16
@@ -16,6 +17,10 @@ struct tiny { // a model to be written; zero means the default in the comment
     const char *name;
     const char *family;  // "sit"; or "dit", "maskdit" (with a decoder)
     int channels;        // 1
+    int side;            // 8
+    const struct vae_arch *vae; // none; beside the model as its latent.vae, random, of the given seed
+    const char *vae_sha256;     // the true one
+    bool latents;               // of scale 0.5; with a VAE it is so anyway
     bool no_null_class;  // has one
     bool is_default;
     int seed;

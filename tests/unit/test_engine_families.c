@@ -98,14 +98,14 @@ TEST(engine_families_facts) {
 }
 
 // A model that cannot be served says which field of model.json stands in the way.
-TEST(engine_families_that_make_latents_are_refused) {
+TEST(engine_families_that_make_latents_need_a_vae) {
     struct sampler_model m;
     struct err e = {0};
     struct model_desc d = {.family = "dit", .arch = {.in_channels = 3}, .latent = {.scale = 0.18215}};
-    CHECK(served_check(&d, &m, &e) == E_UNSUPPORTED);
-    CHECK_STR(e.param, "latent");
+    CHECK(served_check(&d, NULL, &m, &e) == E_UNSUPPORTED);
+    CHECK_STR(e.param, "latent.vae");
     d.latent.scale = 0;
-    CHECK_OK(served_check(&d, &m, &e), &e);
+    CHECK_OK(served_check(&d, NULL, &m, &e), &e);
     CHECK(m.kind == MODEL_DISCRETE && !m.learned_variance);
 }
 
@@ -115,12 +115,12 @@ TEST(engine_families_loss_curve_is_thinned) {
     struct err e = {0};
     struct model_desc d = {.family = "sit", .path = "gvp", .prediction = "noise", .arch = {.in_channels = 1}, .loss_curve = knots, .n_loss_curve = 1000};
     for (int i = 0; i < 1000; i++) knots[i] = (struct loss_knot){i / 999.0, 1 + i};
-    CHECK_OK(served_check(&d, &m, &e), &e);
+    CHECK_OK(served_check(&d, NULL, &m, &e), &e);
     CHECK(m.loss.n == SAMPLER_KNOTS && m.loss.t[0] == 0 && m.loss.t[m.loss.n - 1] == 1 && m.loss.v[m.loss.n - 1] == 1000);
     for (int i = 1; i < m.loss.n; i++) CHECK(m.loss.t[i] > m.loss.t[i - 1]);
     CHECK_OK(sampler_check(&(struct sampler_spec){.type = SAMPLER_SDE, .path = PATH_GVP, .w_t = W_KL_ETA, .w_t_scale = 1, .steps = 5, .guidance = 1,
                                                   .guide_to = 1, .last_size = 0.04}, &m, &e), &e);
     d.n_loss_curve = 2;
-    CHECK_OK(served_check(&d, &m, &e), &e);
+    CHECK_OK(served_check(&d, NULL, &m, &e), &e);
     CHECK(m.loss.n == 2 && m.loss.v[1] == 2);
 }
