@@ -3,25 +3,7 @@
 
 #include "proto/emit.h"
 #include "proto/request.h"
-
-// The two samplers' own fields, and only those: exactly what request_parse takes back.
-static void sampler_json(struct emit *e, const struct sampler_spec *s) {
-    emit_open(e, "sampler", '{');
-    emit_string(e, "type", sampler_type_name(s->type));
-    emit_string(e, "method", sampler_method_name(s->method));
-    if (s->method == METHOD_DOPRI5) {
-        emit_int(e, "max_evaluations", s->max_evaluations);
-        emit_real(e, "atol", s->atol);
-        emit_real(e, "rtol", s->rtol);
-    } else emit_int(e, "steps", s->steps);
-    if (s->type == SAMPLER_SDE) {
-        emit_string(e, "w_t", w_form_name(s->w_t));
-        emit_real(e, "w_t_scale", s->w_t_scale);
-        emit_string(e, "last_step", last_step_name(s->last));
-        if (s->last != LAST_NONE) emit_real(e, "last_step_size", s->last_size);
-    }
-    emit_close(e, '}');
-}
+#include "proto/sampler_json.h"
 
 char *request_normalised(const struct resolved *r, const struct engine_model *em, int i) {
     struct emit e = {0};
@@ -34,8 +16,11 @@ char *request_normalised(const struct resolved *r, const struct engine_model *em
     emit_close(&e, ']');
     emit_seed(&e, "seed", r->job.seed);
     emit_int(&e, "seed_index", (int64_t)r->job.seed_index + i);
-    emit_string(&e, "interpolant", path_name(s->path));
-    sampler_json(&e, s);
+    if (sampler_json_has_path(s, &em->sampler)) emit_string(&e, "interpolant", path_name(s->path));
+    emit_open(&e, "sampler", '{');
+    emit_string(&e, "type", sampler_type_name((int)s->type));
+    sampler_json_fields(&e, s, &em->sampler);
+    emit_close(&e, '}');
     emit_open(&e, "guidance", '{');
     emit_real(&e, "scale", s->guidance);
     emit_open(&e, "interval", '[');

@@ -26,10 +26,21 @@ enum request_field {
     FIELD_MAX_EVALUATIONS,
     FIELD_W_T,
     FIELD_W_T_SCALE,
+    FIELD_W_T_ETA,
     FIELD_LAST_STEP,
     FIELD_LAST_STEP_SIZE,
     FIELD_ATOL,
     FIELD_RTOL,
+    FIELD_SPACING,
+    FIELD_ETA,
+    FIELD_CLIP,
+    FIELD_CHURN,
+    FIELD_S_MIN,
+    FIELD_S_MAX,
+    FIELD_S_NOISE,
+    FIELD_RHO,
+    FIELD_SIGMA_MIN,
+    FIELD_SIGMA_MAX,
     FIELD_SCALE,
     FIELD_INTERVAL,
     FIELD_CHANNELS,
@@ -46,14 +57,17 @@ struct class_ref {     // one entry of classes
 };
 
 struct request {
-    uint32_t given;            // 1u << enum request_field
+    uint64_t given;            // 1 << enum request_field
     char *model, *model_name;  // as sent; the part before '@'
     struct class_ref *classes; // of `classes`, or the one of `class`
     int n_classes;
     int64_t n, seed_index, steps, max_evaluations, compression, timeout_ms, priority;
     uint64_t seed;
-    int interpolant, type, method, w_t, last_step, format; // enum values
-    double w_t_scale, last_step_size, atol, rtol, scale, interval[2];
+    int interpolant, type, method, w_t, last_step, format, spacing; // enum values
+    bool clip;
+    double w_t_scale, w_t_eta, last_step_size, atol, rtol, eta, churn, s_min, s_max, s_noise, rho, sigma_min, sigma_max;
+    struct sampler_curve knots; // of w_t, where that is W_KNOTS
+    double scale, interval[2];
     int64_t channels; // -1: all
 };
 

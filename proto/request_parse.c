@@ -113,9 +113,7 @@ static void list_names(const char *const *names, char *text, size_t size) {
 static int read_name(struct reader *d, const struct field *f, json_t *v) {
     char all[160], near[160];
     list_names(f->names, all, sizeof all);
-    if (json_is_array(v) && f->id == FIELD_W_T)
-        return fail(d, "not_supported", "as knots is not supported by this version (supported: %s)", all);
-    if (!json_is_string(v)) return wrong_type(d, "a string", v);
+    if (!json_is_string(v)) return wrong_type(d, f->id == FIELD_W_T ? "a string or a list of knots [t, w]" : "a string", v);
     const char *s = json_string_value(v);
     struct near n;
     near_init(&n, s);
@@ -127,10 +125,45 @@ static int read_name(struct reader *d, const struct field *f, json_t *v) {
     }
     for (int i = 0; f->later && f->later[i]; i++)
         if (strcmp(s, f->later[i]) == 0)
-            return fail(d, "not_supported", "\"%s\" is not supported by this version (supported: %s)%s", s, all,
-                        strcmp(s, "kl") == 0 ? "; sbdm is the same coefficient" : "");
+            return fail(d, "not_supported", "\"%s\" is not supported by this version (supported: %s)", s, all);
     near_text(&n, near, sizeof near);
     return fail(d, "invalid_value", "must be one of %s, not \"%.60s\"%s", all, s, near);
+}
+
+static int read_bool(struct reader *d, const struct field *f, json_t *v) {
+    if (!json_is_boolean(v)) return wrong_type(d, "true or false", v);
+    *(bool *)target(d, f) = json_is_true(v);
+    return 0;
+}
+
+// Two numbers of a knot; t from 0 to 1 and above the knot before, w from 0 up.
+static int read_knot(struct reader *d, size_t i, const json_t *pair, struct sampler_curve *c) {
+    const json_t *t = json_array_get(pair, 0), *w = json_array_get(pair, 1);
+    if (json_array_size(pair) != 2 || !json_is_number(t) || !json_is_number(w))
+        return fail(d, "invalid_type", "must be a list of knots, each two numbers [t, w]; knot %zu is not", i);
+    c->t[i] = json_number_value(t);
+    c->v[i] = json_number_value(w);
+    if (!(c->t[i] >= 0 && c->t[i] <= 1) || (i > 0 && !(c->t[i] > c->t[i - 1])))
+        return fail(d, "out_of_range", "must have knots with t from 0 to 1, rising; the t of knot %zu is %g", i, c->t[i]);
+    if (!(c->v[i] >= 0 && c->v[i] <= 1e6))
+        return fail(d, "out_of_range", "must have knots with w from 0 to 1e+06; the w of knot %zu is %g", i, c->v[i]);
+    return 0;
+}
+
+static int read_w_t(struct reader *d, const struct field *f, json_t *v) {
+    struct sampler_curve *c = &d->r->knots;
+    if (!json_is_array(v)) {
+        if (read_name(d, f, v) < 0) return -1;
+        if (d->r->w_t == W_KNOTS) d->r->w_t = W_SBDM; // "kl": the paper's w is twice the command line's coefficient
+        return 0;
+    }
+    size_t n = json_array_size(v);
+    if (n < 1 || n > SAMPLER_KNOTS) return fail(d, "out_of_range", "must have from 1 to %d knots, not %zu", SAMPLER_KNOTS, n);
+    for (size_t i = 0; i < n; i++)
+        if (read_knot(d, i, json_array_get(v, i), c) < 0) return -1;
+    c->n = (int)n;
+    d->r->w_t = W_KNOTS;
+    return 0;
 }
 
 // A field of the contract that belongs to something this version does not do.
@@ -246,15 +279,12 @@ static int read_channels(struct reader *d, const struct field *f, json_t *v) {
     return json_is_integer(v) ? read_int(d, f, v) : wrong_type(d, "a count of leading channels or \"all\"", v);
 }
 
-// Index = enum value of core/diffusion; a test compares them with its names.
-static const char *const paths[] = {"linear", "gvp", "vp", NULL}, *const types[] = {"ode", "sde", NULL};
-static const char *const methods[] = {"euler", "heun", "midpoint", "rk4", "dopri5", NULL};
-static const char *const w_forms[] = {"constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing", NULL};
+// Index = enum value of core/diffusion; a test compares them with its names. "kl" is an alias: read_w_t.
+static const char *const paths[] = {"linear", "gvp", "vp", NULL}, *const types[] = {"ode", "sde", "ddpm", "ddim", "edm", NULL};
+static const char *const methods[] = {"euler", "heun", "midpoint", "rk4", "dopri5", "exponential", "dpmpp2m", NULL};
+static const char *const w_forms[] = {"constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing", "kl-eta", "kl", NULL};
 static const char *const last_steps[] = {"none", "mean", "tweedie", "euler", NULL}, *const formats[] = {"png", NULL};
-static const char *const later_types[] = {"ddpm", "ddim", "edm", NULL}, *const later_methods[] = {"exponential", "dpmpp2m", NULL};
-static const char *const later_w[] = {"kl", "kl-eta", NULL}, *const later_formats[] = {"npy", NULL};
-static const char edm[] = "it belongs to the edm sampler (supported sampler.type: ode, sde)";
-static const char ddim[] = "it belongs to the ddpm and ddim samplers (supported sampler.type: ode, sde)";
+static const char *const spacings[] = {"openai", "ddim", "leading", "trailing", NULL}, *const later_formats[] = {"npy", NULL};
 
 #define AT(member) offsetof(struct request, member)
 static const struct field fields[] = {
@@ -267,17 +297,28 @@ static const struct field fields[] = {
     {NULL, "interpolant", read_name, FIELD_INTERPOLANT, AT(interpolant), .names = paths},
     {NULL, "timeout_ms", read_int, FIELD_TIMEOUT, AT(timeout_ms), .min = 1, .max = REQUEST_MAX_TIMEOUT_MS},
     {NULL, "priority", read_int, FIELD_PRIORITY, AT(priority), .min = -100, .max = 100},
-    {"sampler", "type", read_name, FIELD_TYPE, AT(type), .names = types, .later = later_types},
-    {"sampler", "method", read_name, FIELD_METHOD, AT(method), .names = methods, .later = later_methods},
+    {"sampler", "type", read_name, FIELD_TYPE, AT(type), .names = types},
+    {"sampler", "method", read_name, FIELD_METHOD, AT(method), .names = methods},
     {"sampler", "steps", read_int, FIELD_STEPS, AT(steps), .min = 1, .max = SAMPLER_MAX_STEPS},
     {"sampler", "max_evaluations", read_int, FIELD_MAX_EVALUATIONS, AT(max_evaluations), .min = 8,
      .max = SAMPLER_MAX_EVALUATIONS},
-    {"sampler", "w_t", read_name, FIELD_W_T, AT(w_t), .names = w_forms, .later = later_w},
+    {"sampler", "w_t", read_w_t, FIELD_W_T, AT(w_t), .names = w_forms},
     {"sampler", "w_t_scale", read_positive, FIELD_W_T_SCALE, AT(w_t_scale), .min = 0, .max = 1000},
     {"sampler", "last_step", read_name, FIELD_LAST_STEP, AT(last_step), .names = last_steps},
     {"sampler", "last_step_size", read_real, FIELD_LAST_STEP_SIZE, AT(last_step_size), .min = 0, .max = 1},
     {"sampler", "atol", read_real, FIELD_ATOL, AT(atol), .min = SAMPLER_MIN_ATOL, .max = 1},
     {"sampler", "rtol", read_positive, FIELD_RTOL, AT(rtol), .min = 0, .max = 1},
+    {"sampler", "w_t_eta", read_real, FIELD_W_T_ETA, AT(w_t_eta), .min = 0, .max = 1e6},
+    {"sampler", "spacing", read_name, FIELD_SPACING, AT(spacing), .names = spacings},
+    {"sampler", "eta", read_real, FIELD_ETA, AT(eta), .min = 0, .max = 1},
+    {"sampler", "clip", read_bool, .id = FIELD_CLIP, .offset = AT(clip)},
+    {"sampler", "churn", read_real, FIELD_CHURN, AT(churn), .min = 0, .max = 1e6},
+    {"sampler", "s_min", read_real, FIELD_S_MIN, AT(s_min), .min = 0, .max = 1e6},
+    {"sampler", "s_max", read_real, FIELD_S_MAX, AT(s_max), .min = 0, .max = 1e6},
+    {"sampler", "s_noise", read_real, FIELD_S_NOISE, AT(s_noise), .min = 0, .max = 100},
+    {"sampler", "rho", read_real, FIELD_RHO, AT(rho), .min = 0.1, .max = 100},
+    {"sampler", "sigma_min", read_positive, FIELD_SIGMA_MIN, AT(sigma_min), .min = 0, .max = 1e5},
+    {"sampler", "sigma_max", read_positive, FIELD_SIGMA_MAX, AT(sigma_max), .min = 0, .max = 1e5},
     {"guidance", "scale", read_real, FIELD_SCALE, AT(scale), .min = 0, .max = 1000},
     {"guidance", "interval", read_interval, .id = FIELD_INTERVAL},
     {"guidance", "channels", read_channels, FIELD_CHANNELS, AT(channels), .min = 1, .max = 1 << 20},
@@ -286,17 +327,6 @@ static const struct field fields[] = {
     {NULL, "stream", read_later_flag, .why = "the answer comes whole"},
     {NULL, "previews", read_later_flag, .why = "the answer comes whole"},
     {NULL, "async", read_later_flag, .why = "every request is answered when it is done"},
-    {"sampler", "w_t_eta", read_later, .why = "it belongs to w_t kl-eta"},
-    {"sampler", "spacing", read_later, .why = ddim},
-    {"sampler", "eta", read_later, .why = ddim},
-    {"sampler", "clip", read_later, .why = ddim},
-    {"sampler", "churn", read_later, .why = edm},
-    {"sampler", "s_min", read_later, .why = edm},
-    {"sampler", "s_max", read_later, .why = edm},
-    {"sampler", "s_noise", read_later, .why = edm},
-    {"sampler", "rho", read_later, .why = edm},
-    {"sampler", "sigma_min", read_later, .why = edm},
-    {"sampler", "sigma_max", read_later, .why = edm},
 };
 #define N_FIELDS (sizeof fields / sizeof *fields)
 static const char *const groups[] = {"sampler", "guidance", "output", NULL};
@@ -319,6 +349,9 @@ static const char *const aliases[][2] = {
     {"sampling_method", "sampler.method"},
     {"cfg", "guidance.scale"},
     {"num_images", "n"},
+    {"S_churn", "sampler.churn"},
+    {"clip_denoised", "sampler.clip"},
+    {"timestep_respacing", "sampler.spacing"},
 };
 
 static bool same_group(const char *a, const char *b) { return a == b || (a && b && strcmp(a, b) == 0); }
@@ -360,7 +393,7 @@ static int read_object(struct reader *d, const char *group, json_t *object) {
             if (read_object(d, key, v) < 0) return -1;
         } else if (!f) return unknown_field(d, group, key);
         else if (f->read(d, f, v) < 0) return -1;
-        else if (f->read != read_later_flag) d->r->given |= 1u << f->id;
+        else if (f->read != read_later_flag) d->r->given |= UINT64_C(1) << f->id;
     }
     return 0;
 }

@@ -77,34 +77,62 @@ static int unused(const char *param, const char *why, struct http_error *e) {
     return http_error_set(e, 422, "conflicting_fields", param, "%s is not used %s", param, why);
 }
 
-static int check_used(const struct request *r, const struct sampler_spec *s, struct http_error *e) {
-    static const struct {
-        enum request_field field;
-        const char *name;
-    } sde[] = {{FIELD_W_T, "sampler.w_t"},
-               {FIELD_W_T_SCALE, "sampler.w_t_scale"},
-               {FIELD_LAST_STEP, "sampler.last_step"},
-               {FIELD_LAST_STEP_SIZE, "sampler.last_step_size"}};
+#define BY(type) (1u << SAMPLER_##type)
+static const struct use { // fields that not every type uses
+    enum request_field field;
+    const char *name;
+    unsigned by;
+} uses[] = {{FIELD_METHOD, "sampler.method", BY(ODE) | BY(SDE) | BY(EDM)},
+            {FIELD_W_T, "sampler.w_t", BY(SDE)},
+            {FIELD_W_T_SCALE, "sampler.w_t_scale", BY(SDE)},
+            {FIELD_W_T_ETA, "sampler.w_t_eta", BY(SDE)},
+            {FIELD_LAST_STEP, "sampler.last_step", BY(SDE)},
+            {FIELD_LAST_STEP_SIZE, "sampler.last_step_size", BY(SDE)},
+            {FIELD_SPACING, "sampler.spacing", BY(DDPM) | BY(DDIM)},
+            {FIELD_ETA, "sampler.eta", BY(DDIM)},
+            {FIELD_CLIP, "sampler.clip", BY(DDPM) | BY(DDIM)},
+            {FIELD_CHURN, "sampler.churn", BY(EDM)},
+            {FIELD_S_MIN, "sampler.s_min", BY(EDM)},
+            {FIELD_S_MAX, "sampler.s_max", BY(EDM)},
+            {FIELD_S_NOISE, "sampler.s_noise", BY(EDM)},
+            {FIELD_RHO, "sampler.rho", BY(EDM)},
+            {FIELD_SIGMA_MIN, "sampler.sigma_min", BY(EDM)},
+            {FIELD_SIGMA_MAX, "sampler.sigma_max", BY(EDM)}};
+
+static int not_by_type(const struct use *u, enum sampler_type type, struct http_error *e) {
+    char why[120];
+    size_t n = (size_t)snprintf(why, sizeof why, "by sampler.type \"%s\", only by", sampler_type_name((int)type));
+    const char *between = " ";
+    for (int i = 0; i < SAMPLER_TYPE_COUNT; i++)
+        if (u->by >> i & 1) n += (size_t)snprintf(why + n, sizeof why - n, "%s\"%s\"", between, sampler_type_name(i)), between = ", ";
+    return unused(u->name, why, e);
+}
+
+static int check_adaptive(const struct request *r, const struct sampler_spec *s, struct http_error *e) {
     static const struct {
         enum request_field field;
         const char *name;
     } adaptive[] = {
         {FIELD_ATOL, "sampler.atol"}, {FIELD_RTOL, "sampler.rtol"}, {FIELD_MAX_EVALUATIONS, "sampler.max_evaluations"}};
-    for (int i = 0; i < 4; i++)
-        if (s->type != SAMPLER_SDE && request_has(r, sde[i].field))
-            return unused(sde[i].name, "by sampler.type \"ode\", only by \"sde\"", e);
-    if (s->type == SAMPLER_SDE && s->method != METHOD_EULER && s->method != METHOD_HEUN)
+    bool chooses = s->type == SAMPLER_ODE && s->method == METHOD_DOPRI5;
+    for (int i = 0; i < 3; i++)
+        if (!chooses && request_has(r, adaptive[i].field))
+            return unused(adaptive[i].name, "by solvers of fixed steps, only by sampler.method \"dopri5\"", e);
+    if (chooses && request_has(r, FIELD_STEPS))
+        return unused("sampler.steps", "by \"dopri5\", which chooses its own; it takes sampler.max_evaluations", e);
+    return 0;
+}
+
+static int check_sde(const struct request *r, const struct sampler_spec *s, struct http_error *e) {
+    if (s->method != METHOD_EULER && s->method != METHOD_HEUN)
         return http_error_set(e, 422, "conflicting_fields", "sampler.method",
                               "sampler.method must be euler or heun with sampler.type \"sde\", not %s",
-                              sampler_method_name(s->method));
-    for (int i = 0; i < 3; i++)
-        if (s->method != METHOD_DOPRI5 && request_has(r, adaptive[i].field))
-            return unused(adaptive[i].name, "by solvers of fixed steps, only by sampler.method \"dopri5\"", e);
-    if (s->method == METHOD_DOPRI5 && request_has(r, FIELD_STEPS))
-        return unused("sampler.steps", "by \"dopri5\", which chooses its own; it takes sampler.max_evaluations", e);
+                              sampler_method_name((int)s->method));
     if (s->last == LAST_NONE && request_has(r, FIELD_LAST_STEP_SIZE))
         return unused("sampler.last_step_size", "with sampler.last_step \"none\"", e);
-    if (s->type == SAMPLER_SDE && s->last != LAST_NONE && s->steps < 2)
+    if (s->w_t != W_KL_ETA && request_has(r, FIELD_W_T_ETA))
+        return unused("sampler.w_t_eta", "by this sampler.w_t, only by \"kl-eta\"", e);
+    if (s->last != LAST_NONE && s->steps < 2)
         return http_error_set(
             e, 422, "out_of_range", "sampler.steps",
             "sampler.steps must be from 2 to %d with a last step, which counts as one (sampler.last_step \"none\" allows 1)",
@@ -112,31 +140,67 @@ static int check_used(const struct request *r, const struct sampler_spec *s, str
     return 0;
 }
 
+static int check_used(const struct request *r, const struct sampler_spec *s, const struct engine_model *em, struct http_error *e) {
+    for (size_t i = 0; i < sizeof uses / sizeof *uses; i++)
+        if (request_has(r, uses[i].field) && !(uses[i].by >> s->type & 1)) return not_by_type(&uses[i], s->type, e);
+    if (request_has(r, FIELD_SPACING) && em->sampler.kind != MODEL_DISCRETE)
+        return unused("sampler.spacing", "with this model, which has no discrete times: its steps are even in t", e);
+    return s->type == SAMPLER_SDE && check_sde(r, s, e) < 0 ? -1 : check_adaptive(r, s, e);
+}
+
+// The fields of ddpm, ddim and edm.
+static void discrete_fields(struct sampler_spec *s, const struct request *r) {
+    const struct {
+        enum request_field field;
+        double value, *to;
+    } numbers[] = {{FIELD_ETA, r->eta, &s->eta},
+                   {FIELD_CHURN, r->churn, &s->churn},
+                   {FIELD_S_MIN, r->s_min, &s->s_min},
+                   {FIELD_S_MAX, r->s_max, &s->s_max},
+                   {FIELD_S_NOISE, r->s_noise, &s->s_noise},
+                   {FIELD_RHO, r->rho, &s->rho},
+                   {FIELD_SIGMA_MIN, r->sigma_min, &s->sigma_min},
+                   {FIELD_SIGMA_MAX, r->sigma_max, &s->sigma_max}};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (request_has(r, numbers[i].field)) *numbers[i].to = numbers[i].value;
+    if (request_has(r, FIELD_SPACING)) s->spacing = (enum spacing)r->spacing;
+    if (request_has(r, FIELD_CLIP)) s->clip = r->clip;
+}
+
+static int guidance(struct sampler_spec *s, const struct request *r, const struct engine_model *em, struct http_error *e) {
+    if (request_has(r, FIELD_SCALE)) s->guidance = r->scale;
+    if (request_has(r, FIELD_INTERVAL)) s->guide_from = r->interval[0], s->guide_to = r->interval[1];
+    s->guide_channels = em->guide_channels;
+    if (request_has(r, FIELD_CHANNELS)) {
+        int64_t n = r->channels < 0 ? em->desc.arch.in_channels : r->channels;
+        if (n > em->max_guide_channels)
+            return http_error_set(e, 422, "out_of_range", "guidance.channels",
+                                  "guidance.channels must be from 1 to %d or \"all\", not %" PRId64, em->max_guide_channels, n);
+        s->guide_channels = (int)n;
+    }
+    if (s->guidance != 1 && !em->desc.arch.class_dropout)
+        return http_error_set(e, 422, "not_supported", "guidance.scale",
+                              "guidance.scale other than 1 needs a model with a null class; %s has none", em->name);
+    return 0;
+}
+
 static int sampler(struct sampler_spec *s, const struct request *r, const struct engine_model *em, struct http_error *e) {
     struct err err = {0};
-    sampler_defaults(s, &em->sampler, request_has(r, FIELD_TYPE) ? (enum sampler_type)r->type : SAMPLER_ODE);
+    enum sampler_type type = request_has(r, FIELD_TYPE) ? (enum sampler_type)r->type : sampler_home_type(&em->sampler);
+    sampler_defaults(s, &em->sampler, type);
     if (request_has(r, FIELD_METHOD)) s->method = (enum sampler_method)r->method;
     if (request_has(r, FIELD_STEPS)) s->steps = (int)r->steps;
     if (request_has(r, FIELD_MAX_EVALUATIONS)) s->max_evaluations = (int)r->max_evaluations;
     if (request_has(r, FIELD_INTERPOLANT)) s->path = (enum path_kind)r->interpolant;
-    if (request_has(r, FIELD_W_T)) s->w_t = (enum w_form)r->w_t;
+    if (request_has(r, FIELD_W_T)) s->w_t = (enum w_form)r->w_t, s->knots = r->knots;
     if (request_has(r, FIELD_W_T_SCALE)) s->w_t_scale = r->w_t_scale;
+    if (request_has(r, FIELD_W_T_ETA)) s->w_t_eta = r->w_t_eta;
     if (request_has(r, FIELD_LAST_STEP)) s->last = (enum last_step)r->last_step;
     if (request_has(r, FIELD_LAST_STEP_SIZE)) s->last_size = r->last_step_size;
     if (request_has(r, FIELD_ATOL)) s->atol = r->atol;
     if (request_has(r, FIELD_RTOL)) s->rtol = r->rtol;
-    if (request_has(r, FIELD_SCALE)) s->guidance = r->scale;
-    if (request_has(r, FIELD_INTERVAL)) s->guide_from = r->interval[0], s->guide_to = r->interval[1];
-    s->guide_channels = em->guide_channels;
-    if (request_has(r, FIELD_CHANNELS)) s->guide_channels = r->channels < 0 ? em->desc.arch.in_channels : (int)r->channels;
-    if (check_used(r, s, e) < 0) return -1;
-    if (s->guide_channels > em->desc.arch.in_channels)
-        return http_error_set(e, 422, "out_of_range", "guidance.channels",
-                              "guidance.channels must be from 1 to %d or \"all\", not %d", em->desc.arch.in_channels,
-                              s->guide_channels);
-    if (s->guidance != 1 && !em->desc.arch.class_dropout)
-        return http_error_set(e, 422, "not_supported", "guidance.scale",
-                              "guidance.scale other than 1 needs a model with a null class; %s has none", em->name);
+    discrete_fields(s, r);
+    if (check_used(r, s, em, e) < 0 || guidance(s, r, em, e) < 0) return -1;
     return sampler_check(s, &em->sampler, &err) < 0 ? http_error_from(e, &err) : 0;
 }
 

@@ -20,6 +20,11 @@ static struct resolved take_from(const char *body, const struct engine_model *m)
     return out;
 }
 
+static struct resolved take_by(enum model_kind kind, const char *body) {
+    fake_family(&model, kind);
+    return take_from(body, &model);
+}
+
 static struct resolved take(const char *body) {
     fake_model(&model, true, true);
     return take_from(body, &model);
@@ -75,9 +80,94 @@ TEST(request_every_dopri5_field_arrives) {
     resolved_deinit(&r);
 }
 
+TEST(request_defaults_of_each_family) {
+    struct resolved r = take_by(MODEL_DISCRETE, "{\"class\":3}");
+    const struct sampler_spec *s = &r.job.sampler;
+    CHECK(s->type == SAMPLER_DDPM && s->steps == 250 && s->spacing == SPACING_OPENAI && !s->clip && s->guide_channels == 3);
+    resolved_deinit(&r);
+    r = take_by(MODEL_DISCRETE, "{\"class\":3,\"sampler\":{\"type\":\"ddim\"},\"guidance\":{\"channels\":\"all\"}}");
+    CHECK(s->type == SAMPLER_DDIM && s->steps == 50 && s->eta == 0 && s->guide_channels == 4);
+    resolved_deinit(&r);
+    r = take_by(MODEL_EDM, "{\"class\":3}");
+    CHECK(s->type == SAMPLER_EDM && s->method == METHOD_HEUN && s->steps == 40 && s->churn == 0 && s->rho == 7 && s->s_noise == 1);
+    CHECK(s->sigma_min == 0.002 && s->sigma_max == 80 && s->s_min == 0 && s->s_max > 1e300 && s->guide_channels == 4);
+    resolved_deinit(&r);
+}
+
+TEST(request_every_ddim_and_edm_field_arrives) {
+    struct resolved r = take_by(MODEL_DISCRETE, "{\"class\":3,\"sampler\":{\"type\":\"ddim\",\"steps\":20,\"spacing\":\"trailing\",\"eta\":0.25,"
+                                                "\"clip\":true},\"guidance\":{\"scale\":2,\"channels\":8}}");
+    const struct sampler_spec *s = &r.job.sampler;
+    CHECK(s->spacing == SPACING_TRAILING && s->eta == 0.25 && s->clip && s->steps == 20 && s->guide_channels == 8);
+    resolved_deinit(&r);
+    r = take_by(MODEL_EDM, "{\"class\":3,\"sampler\":{\"method\":\"euler\",\"steps\":18,\"churn\":40,\"s_min\":0.05,\"s_max\":50,"
+                           "\"s_noise\":1.003,\"rho\":5,\"sigma_min\":0.01,\"sigma_max\":70}}");
+    CHECK(s->method == METHOD_EULER && s->churn == 40 && s->s_min == 0.05 && s->s_max == 50 && s->s_noise == 1.003);
+    CHECK(s->rho == 5 && s->sigma_min == 0.01 && s->sigma_max == 70);
+    resolved_deinit(&r);
+}
+
+TEST(request_w_t_by_every_way) {
+    struct resolved r = take("{\"class\":0,\"sampler\":{\"type\":\"sde\",\"w_t\":\"kl\"}}");
+    const struct sampler_spec *s = &r.job.sampler;
+    CHECK(s->w_t == W_SBDM);
+    resolved_deinit(&r);
+    r = take("{\"class\":0,\"sampler\":{\"type\":\"sde\",\"w_t\":[[0,1],[0.25,2.5],[1,0]]}}");
+    CHECK(s->w_t == W_KNOTS && s->knots.n == 3 && s->knots.t[1] == 0.25 && s->knots.v[1] == 2.5 && s->knots.v[2] == 0);
+    resolved_deinit(&r);
+    fake_model(&model, true, true);
+    model.sampler.loss = (struct sampler_curve){2, {0, 1}, {1.5, 0.5}};
+    r = take_from("{\"class\":0,\"sampler\":{\"type\":\"sde\",\"w_t\":\"kl-eta\",\"w_t_eta\":0.5}}", &model);
+    CHECK(s->w_t == W_KL_ETA && s->w_t_eta == 0.5);
+    char *text = request_normalised(&r, &model, 0);
+    CHECK(strstr(text, "\"w_t\":\"kl-eta\",\"w_t_scale\":1,\"w_t_eta\":0.5,"));
+    mem_free(text);
+    resolved_deinit(&r);
+}
+
+// What capabilities say of a model is what requests to it may say, and no more.
+TEST(request_capabilities_of_a_family_are_what_it_takes) {
+    for (int kind = 0; kind < MODEL_KIND_COUNT; kind++) {
+        fake_family(&model, (enum model_kind)kind);
+        const struct engine_model *models[] = {&model};
+        char *text = capabilities_json(&(struct capabilities){"0.1", "cpu", models, 1, 64, 16, 600000, REQUEST_MAX_BODY});
+        json_t *root = json_loads(text, JSON_REJECT_DUPLICATES, NULL), *samplers;
+        const char *home;
+        CHECK(root && json_unpack(root, "{s:[{s:s,s:o}]}", "models", "sampler", &home, "samplers", &samplers) == 0);
+        CHECK_STR(home, kind == MODEL_PATH ? "ode" : kind == MODEL_DISCRETE ? "ddpm" : "edm");
+        for (int t = 0; t < SAMPLER_TYPE_COUNT; t++) {
+            const char *name = sampler_type_name(t);
+            json_t *one = json_object_get(samplers, name);
+            char body[1200], all[1000] = "";
+            snprintf(body, sizeof body, "{\"class\":0,\"sampler\":{\"type\":\"%s\"}}", name);
+            if (!one) {
+                CHECK_STR(refuse(body, &model).param, "sampler.type");
+                continue;
+            }
+            json_t *defaults = json_object_get(one, "defaults");
+            CHECK(defaults && json_array_size(json_object_get(one, "interpolants")) <= PATH_COUNT);
+            json_object_del(defaults, "w_t_eta"); // of choices that are not the default
+            json_object_del(defaults, "max_evaluations");
+            json_object_del(defaults, "atol");
+            json_object_del(defaults, "rtol");
+            json_object_set_new(defaults, "type", json_string(name));
+            CHECK(json_dumpb(defaults, all, sizeof all - 1, JSON_COMPACT) < sizeof all - 1);
+            struct resolved plain = take_from(body, &model);
+            snprintf(body, sizeof body, "{\"class\":0,\"sampler\":%s}", all);
+            struct resolved sent = take_from(body, &model);
+            CHECK(memcmp(&plain.job.sampler, &sent.job.sampler, sizeof plain.job.sampler) == 0);
+            resolved_deinit(&plain);
+            resolved_deinit(&sent);
+        }
+        CHECK(json_object_size(samplers) == (kind == MODEL_DISCRETE ? 5 : 4));
+        json_decref(root);
+        mem_free(text);
+    }
+}
+
 TEST(request_names_are_those_of_diffusion) {
-    char body[128]; // those that the codec takes so far
-    for (int i = 0; i <= METHOD_DOPRI5; i++) {
+    char body[128];
+    for (int i = 0; i < METHOD_COUNT; i++) {
         snprintf(body, sizeof body, "{\"class\":0,\"sampler\":{\"method\":\"%s\"}}", sampler_method_name(i));
         struct resolved r = take(body);
         CHECK((int)r.job.sampler.method == i);
@@ -239,6 +329,9 @@ static void check_same(const struct resolved *a, const struct resolved *b, int i
     CHECK(s->last == LAST_NONE || s->last_size == t->last_size);
     CHECK(s->guidance == t->guidance && s->guide_from == t->guide_from && s->guide_to == t->guide_to &&
           s->guide_channels == t->guide_channels);
+    CHECK(s->type != SAMPLER_SDE || (s->w_t_eta == t->w_t_eta && memcmp(&s->knots, &t->knots, sizeof s->knots) == 0));
+    CHECK(s->spacing == t->spacing && s->eta == t->eta && s->clip == t->clip && s->churn == t->churn && s->s_min == t->s_min &&
+          s->s_max == t->s_max && s->s_noise == t->s_noise && s->rho == t->rho && s->sigma_min == t->sigma_min && s->sigma_max == t->sigma_max);
     CHECK(a->compression == b->compression);
 }
 
@@ -268,6 +361,39 @@ TEST(request_normalised_gives_the_same_job) {
             resolved_deinit(&b);
         }
         resolved_deinit(&a);
+    }
+}
+
+TEST(request_normalised_gives_the_same_job_by_every_sampler) {
+    static const struct {
+        enum model_kind kind;
+        const char *sampler;
+    } want[] = {{MODEL_DISCRETE, "{}"},
+                {MODEL_DISCRETE, "{\"steps\":100,\"spacing\":\"leading\",\"clip\":true}"},
+                {MODEL_DISCRETE, "{\"type\":\"ddim\",\"eta\":0.123456789,\"spacing\":\"ddim\"}"},
+                {MODEL_DISCRETE, "{\"type\":\"edm\",\"churn\":5,\"s_max\":40}"},
+                {MODEL_DISCRETE, "{\"type\":\"sde\",\"w_t\":[[0,2],[0.3,1.1],[1,0]]}"},
+                {MODEL_DISCRETE, "{\"type\":\"ode\",\"method\":\"dpmpp2m\",\"steps\":12}"},
+                {MODEL_EDM, "{}"},
+                {MODEL_EDM, "{\"method\":\"euler\",\"rho\":3.7,\"s_min\":0.1,\"s_max\":5,\"s_noise\":1.01,\"churn\":9,\"sigma_max\":33}"},
+                {MODEL_EDM, "{\"type\":\"ddim\",\"eta\":1,\"clip\":true,\"steps\":7}"},
+                {MODEL_PATH, "{\"type\":\"ddim\",\"steps\":9}"},
+                {MODEL_PATH, "{\"type\":\"edm\"}"},
+                {MODEL_PATH, "{\"method\":\"exponential\"}"},
+                {MODEL_PATH, "{\"type\":\"sde\",\"w_t\":\"kl\"}"}};
+    for (size_t k = 0; k < sizeof want / sizeof *want; k++) {
+        char body[256];
+        snprintf(body, sizeof body, "{\"class\":1,\"sampler\":%s,\"guidance\":{\"scale\":2}}", want[k].sampler);
+        struct resolved a = take_by(want[k].kind, body);
+        char *text = request_normalised(&a, &model, 0);
+        struct resolved b = take_from(text, &model);
+        char *again = request_normalised(&b, &model, 0);
+        check_same(&a, &b, 0);
+        CHECK_STR(text, again);
+        mem_free(text);
+        mem_free(again);
+        resolved_deinit(&a);
+        resolved_deinit(&b);
     }
 }
 
@@ -375,7 +501,7 @@ TEST(request_capabilities_shape) {
                               "samplers", "ode", "methods", &methods, "sde", "w_t", &w, "limits", &limits) == 0);
     CHECK(json_array_size(labels) == FAKE_CLASSES && json_array_size(json_array_get(labels, 7)) == 3 &&
           json_array_size(none) == 0);
-    CHECK(!d0 && d1 && nc && json_array_size(methods) == METHOD_COUNT && json_array_size(w) == W_COUNT &&
+    CHECK(!d0 && d1 && nc && json_array_size(methods) == METHOD_COUNT && json_array_size(w) == W_KNOTS &&
           json_array_size(paths) == PATH_COUNT);
     CHECK(json_integer_value(json_object_get(limits, "max_images")) == 64 &&
           json_integer_value(json_object_get(limits, "max_steps")) == SAMPLER_MAX_STEPS);

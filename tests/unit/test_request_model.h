@@ -22,7 +22,7 @@ static inline void fake_model(struct engine_model *m, bool labels, bool null_cla
         table[i].names = fake_names[i];
         table[i].n = fake_names[i][1] ? fake_names[i][2] ? 3 : 2 : 1;
     }
-    *m = (struct engine_model){.name = "fashion-sit", .guide_channels = 1, .image_size = 32, .image_channels = 1};
+    *m = (struct engine_model){.name = "fashion-sit", .guide_channels = 1, .max_guide_channels = 4, .image_size = 32, .image_channels = 1};
     strcpy(m->digest, "0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f9");
     strcpy(m->desc.family, "sit");
     strcpy(m->desc.path, "linear");
@@ -40,6 +40,19 @@ static inline void fake_model(struct engine_model *m, bool labels, bool null_cla
     m->desc.step = 9034;
     m->desc.labels = labels ? (void *)table : NULL;
     m->sampler = (struct sampler_model){.path = PATH_LINEAR, .prediction = PRED_VELOCITY};
+}
+
+// The same as a model of another family: MODEL_DISCRETE is a DiT, MODEL_EDM a MaskDiT.
+static inline void fake_family(struct engine_model *m, enum model_kind kind) {
+    fake_model(m, true, true);
+    if (kind == MODEL_PATH) return;
+    bool dit = kind == MODEL_DISCRETE;
+    strcpy(m->desc.family, dit ? "dit" : "maskdit");
+    m->desc.path[0] = m->desc.prediction[0] = 0;
+    m->desc.arch.learn_sigma = dit;
+    m->guide_channels = dit ? 3 : 4;
+    m->max_guide_channels = dit ? 8 : 4;
+    m->sampler = (struct sampler_model){.kind = kind, .learned_variance = dit, .sigma_data = dit ? 0 : 0.5};
 }
 
 #endif
