@@ -66,7 +66,7 @@ REQUEST = {"$ref": "#/components/schemas/SampleRequest"}
 EXAMPLES = sorted((ROOT / "proto/examples").glob("*.json"))
 # Refused for what no schema says: the model at hand, or two fields together.
 NEEDS_A_MODEL = {"range-class", "range-class-huge", "range-classes", "range-sde-steps", "range-guidance-channels-2", "range-guidance-interval",
-                 "range-last-step-size-3", "range-seed-2", "range-model-2", "range-model-3"}
+                 "range-last-step-size-3", "range-seed-2", "range-model-2", "range-model-3", "range-knot-t", "range-knot-order"}
 BAD = sorted(d for d in (ROOT / "tests/bad/request").iterdir() if d.name.split("-")[0] in ("type", "range", "unknown", "later", "body"))
 
 
