@@ -11,6 +11,7 @@ int cmd_sample(int argc, char **argv);
 int cmd_replay(int argc, char **argv);
 int cmd_import(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
+int cmd_encode(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 
 extern const char sitd_version[], sitd_commit[]; // version.c

@@ -13,6 +13,7 @@ static const struct {
     {"inspect", "what a checkpoint or model directory holds", cmd_inspect},
     {"sample", "sample images without a server", cmd_sample},
     {"replay", "re-run recorded cases and print the error", cmd_replay},
+    {"encode", "pictures to latents by a VAE", cmd_encode},
     {"bench", "speed of this machine", cmd_bench},
 };
 

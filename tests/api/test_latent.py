@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: MIT
+"""A latent model with a VAE behind the daemon, and `sitd encode`, which makes latents."""
+import hashlib
+import json
+import shutil
+import struct
+import subprocess
+import threading
+import zlib
+
+import pytest
+
+import tiny
+from conftest import BINARY, ROOT, SCALE, clean_env
+
+VAE = ROOT / "tests" / "golden" / "vae-small"
+SIZE = 8  # of the latents; the VAE makes four pixels of one, each way
+
+
+def add_vae(folder, **change):
+    shutil.copytree(VAE, folder / "vae")
+    weights = (folder / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+    desc = json.loads((folder / "model.json").read_text())
+    desc["latent"] = {"vae": {"file": "vae", "sha256": hashlib.sha256(weights).hexdigest()}, "scale": 0.18215, **change}
+    if "mean" in change:
+        del desc["latent"]["scale"]
+    (folder / "model.json").write_text(json.dumps(desc))
+
+
+@pytest.fixture(scope="module")
+def latent_models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("latent")
+    tiny.write(folder / "latent", seed=5, size=SIZE, channels=4, default=True)
+    add_vae(folder / "latent")
+    tiny.write(folder / "normed", seed=5, size=SIZE, channels=4)
+    add_vae(folder / "normed", mean=[0.1, 0, 0, 0], std=[5.5, 5, 5, 5])
+    tiny.write(folder / "pixels", seed=6)
+    return folder
+
+
+REQUESTS = [
+    {"model": "latent", "class": 3, "seed": 8, "sampler": {"type": "ode", "method": "euler", "steps": 4}},
+    {"model": "latent", "class": 3, "seed": 9, "guidance": {"scale": 3}, "sampler": {"type": "sde", "method": "euler", "steps": 6}},
+    {"model": "normed", "class": 3, "seed": 8, "sampler": {"type": "ode", "method": "euler", "steps": 4}},
+    {"model": "pixels", "class": 3, "seed": 8, "sampler": {"type": "ode", "method": "heun", "steps": 30}},
+]
+
+
+def ask_all(d):
+    out = []
+    for r in REQUESTS:
+        answer = d.sample(r, accept="image/png")
+        assert answer.status == 200, answer.body
+        out.append(answer.body)
+    return out
+
+
+def test_pictures_and_same_bytes(start, latent_models):
+    d = start("--max-rows", "4", models_dir=latent_models)
+    alone = ask_all(d)
+    assert len(set(alone)) == len(alone)
+    for png, side in zip(alone, (32, 32, 32, 8)):
+        width, height, depth, kind = struct.unpack(">IIBB", png[16:26])
+        assert (width, height, depth, kind) == (side, side, 8, 2 if side == 32 else 0)
+    together = [None] * 24
+
+    def ask(i):
+        together[i] = d.sample(REQUESTS[i % len(REQUESTS)], accept="image/png").body
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(together))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert together == [alone[i % len(alone)] for i in range(len(together))]
+    other = start("--max-rows", "16", "--threads", "3", models_dir=latent_models)
+    assert ask_all(other) == alone
+
+
+def test_size_is_that_of_the_pictures(start, latent_models):
+    d = start(models_dir=latent_models)
+    models = {m["name"]: m for m in d.get("/v1/capabilities").json()["models"]}
+    assert models["latent"]["image_size"] == 32 and models["latent"]["channels"] == 3
+    assert models["pixels"]["image_size"] == 8 and models["pixels"]["channels"] == 1
+
+
+# ---- encode
+
+
+def png(path, pixels, width, height, channels):
+    lines = b"".join(b"\0" + bytes(pixels[y * width * channels:(y + 1) * width * channels]) for y in range(height))
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b""))
+
+
+def picture(seed, width=16, height=12):
+    return [(x * 7 + y * 3 * seed + c * 50 + x * y) % 256 for y in range(height) for x in range(width) for c in range(3)]
+
+
+def read(path):
+    raw = path.read_bytes()
+    n = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8:8 + n])
+    meta = header.pop("__metadata__")
+    return {k: (t["dtype"], t["shape"], raw[8 + n + t["data_offsets"][0]:8 + n + t["data_offsets"][1]]) for k, t in header.items()}, meta
+
+
+def encode(*args):
+    return subprocess.run([BINARY, "encode", *map(str, args)], capture_output=True, text=True, timeout=60 * SCALE, env=clean_env())
+
+
+@pytest.fixture
+def images(tmp_path):
+    for name, label in (("b", 1), ("a", 2), ("c", 3)):
+        for i in range(2 if name != "c" else 1):
+            png(tmp_path / "images" / name / f"{i}.png", picture(10 * label + i), 16, 12, 3)
+    (tmp_path / "images" / "a" / "notes.txt").write_text("not a picture")
+    return tmp_path / "images"
+
+
+def test_encode(images, tmp_path):
+    out = tmp_path / "out.safetensors"
+    done = encode("--vae", VAE, "--images", images, "--out", out, "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    tensors, meta = read(out)
+    assert tensors["mean"][:2] == ("F32", [5, 4, 3, 4]) and tensors["logvar"][:2] == ("F32", [5, 4, 3, 4])
+    assert struct.unpack("<5q", tensors["label"][2]) == (0, 0, 1, 1, 2)
+    assert json.loads(meta["classes"]) == ["a", "b", "c"] and meta["kind"] == "latents" and float(meta["scaling_factor"]) == 0.18215
+    means = struct.unpack("<240f", tensors["mean"][2])
+    assert len({means[i * 48:i * 48 + 48] for i in range(5)}) == 5 and max(map(abs, means)) < 100
+    # in three shards, with other threads: the same numbers
+    done = encode("--vae", VAE, "--images", images, "--out", tmp_path / "s.safetensors", "--shard", 2, "--threads", 3)
+    assert done.returncode == 0, done.stderr
+    shards = [read(tmp_path / f"s-0000{i}-of-00003.safetensors")[0] for i in (1, 2, 3)]
+    for name in ("mean", "logvar", "label"):
+        assert b"".join(s[name][2] for s in shards) == tensors[name][2]
+
+
+def test_encode_grey_is_grey_in_colours(tmp_path):
+    grey = [(x * 11 + y * 5) % 256 for y in range(8) for x in range(8)]
+    png(tmp_path / "i" / "x" / "0.png", grey, 8, 8, 1)
+    png(tmp_path / "i" / "x" / "1.png", [v for v in grey for _ in range(3)], 8, 8, 3)
+    assert encode("--vae", VAE, "--images", tmp_path / "i", "--out", tmp_path / "o.safetensors").returncode == 0
+    mean = read(tmp_path / "o.safetensors")[0]["mean"][2]
+    assert mean[:len(mean) // 2] == mean[len(mean) // 2:]
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda d: png(d / "a" / "9.png", picture(1, 12, 12), 12, 12, 3), ["9.png", "12 x 12", "one size"]),
+    (lambda d: png(d / "a" / "0.png", picture(1, 15, 12), 15, 12, 3), ["0.png", "multiples of 4"]),
+    (lambda d: (d / "b" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish"), ["b/0.png"]),
+    (lambda d: [shutil.rmtree(d / n) for n in "abc"], ["CLASS"]),
+    (lambda d: shutil.rmtree(d), ["No such file"]),
+])
+def test_encode_refuses(images, tmp_path, spoil, words):
+    spoil(images)
+    done = encode("--vae", VAE, "--images", images, "--out", tmp_path / "out.safetensors")
+    assert done.returncode not in (0, 2) and all(w in done.stderr for w in words), done.stderr
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_encode_usage(images, tmp_path):
+    assert encode("--images", images, "--out", "x").returncode == 2
+    assert encode("--vae", VAE, "--images", images, "--out", "x", "--shard", "0").returncode == 2
+    done = encode("--vae", ROOT / "tests" / "golden" / "sit-tiny.safetensors", "--images", images, "--out", tmp_path / "x")
+    assert done.returncode != 0 and "AutoencoderKL" in done.stderr
+    assert encode("--help").returncode == 0
