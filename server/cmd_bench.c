@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #include "core/base/mem.h"
@@ -20,13 +21,15 @@
 static const char help[] =
     "usage: sitd bench [options]\n\n"
     "  --model DIR            a model directory\n"
-    "  --shape NAME           S/2, B/2, L/2, XL/2, also /4 and /8, with random weights (32x32x4 latents, 1000 classes)\n"
+    "  --shape NAME           S/2, B/2, L/2, XL/2, H/2, also /4 and /8, with random weights (32x32x4 latents, 1000 classes);\n"
+    "                         DiT-, SiT- or MaskDiT- may come before (MaskDiT's has its decoder)\n"
+    "  --block NAME           conditioning of a shape: adaln-zero (default), adaln, cross-attention, in-context\n"
     "  --rows LIST            row counts, e.g. 1,2,16 (default 1,2,4,8,16)\n"
     "  --seconds X            time for each row count (default 2)\n"
     "  --backend cpu|cuda|ref  --precision f32|bf16  --threads N\n";
 
 struct options {
-    const char *model, *shape, *rows;
+    const char *model, *shape, *block, *rows;
     double seconds;
     struct kern_config kern;
 };
@@ -37,12 +40,13 @@ static int usage(const char *what, const char *value) {
 }
 
 static int parse(struct options *o, int argc, char **argv) {
-    static const struct option longs[] = {{"model", 1, 0, 'm'},   {"shape", 1, 0, 's'},     {"rows", 1, 0, 'r'},    {"seconds", 1, 0, 'x'},
+    static const struct option longs[] = {{"model", 1, 0, 'm'},   {"shape", 1, 0, 's'}, {"block", 1, 0, 'k'},     {"rows", 1, 0, 'r'},    {"seconds", 1, 0, 'x'},
                                           {"backend", 1, 0, 'b'}, {"precision", 1, 0, 'p'}, {"threads", 1, 0, 't'}, {"help", 0, 0, 'h'}, {0}};
     char *end;
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) switch (c) {
         case 'm': o->model = optarg; break;
         case 's': o->shape = optarg; break;
+        case 'k': o->block = optarg; break;
         case 'r': o->rows = optarg; break;
         case 'x':
             o->seconds = strtod(optarg, &end);
@@ -61,18 +65,25 @@ static int parse(struct options *o, int argc, char **argv) {
         default: return 1 + usage("see the options", "");
     }
     if (optind < argc) return 1 + usage("not an option: ", argv[optind]);
+    if (o->block && (!o->shape || arch_block_parse(o->block) < 0)) return 1 + usage("--block goes with --shape; it is no ", o->block);
     if (!o->model == !o->shape) return 1 + usage("give --model or --shape", "");
     return 0;
 }
 
-// The published sizes (DiT paper, table 1).
-static bool shape_arch(struct arch *a, const char *name) {
-    static const struct { const char *name; int depth, width, heads; } sizes[] = {{"S", 12, 384, 6}, {"B", 12, 768, 12}, {"L", 24, 1024, 16}, {"XL", 28, 1152, 16}};
+// The published sizes (DiT paper, table 1; H, the one-hot labels and the decoder are MaskDiT's).
+static bool shape_arch(struct arch *a, const char *name, const char *block) {
+    static const struct { const char *name; int depth, width, heads; } sizes[] = {
+        {"S", 12, 384, 6}, {"B", 12, 768, 12}, {"L", 24, 1024, 16}, {"XL", 28, 1152, 16}, {"H", 32, 1280, 16}};
+    bool masked = strncmp(name, "MaskDiT-", 8) == 0;
+    name += masked ? 8 : strncmp(name, "DiT-", 4) == 0 || strncmp(name, "SiT-", 4) == 0 ? 4 : 0;
     const char *slash = strchr(name, '/');
     for (size_t i = 0; slash && i < sizeof sizes / sizeof *sizes; i++) {
         if (strlen(sizes[i].name) != (size_t)(slash - name) || strncmp(name, sizes[i].name, (size_t)(slash - name)) != 0) continue;
         *a = (struct arch){.input_size = 32, .patch_size = atoi(slash + 1), .in_channels = 4, .hidden_size = sizes[i].width, .depth = sizes[i].depth,
-                           .num_heads = sizes[i].heads, .num_classes = 1000, .mlp_ratio = 4, .class_dropout = true, .learn_sigma = true};
+                           .num_heads = sizes[i].heads, .num_classes = 1000, .mlp_ratio = 4, .class_dropout = true, .learn_sigma = !masked,
+                           .one_hot = masked};
+        if (block) a->block = (enum arch_block)arch_block_parse(block);
+        if (masked) a->decoder.hidden_size = 512, a->decoder.depth = 8, a->decoder.num_heads = 16;
         return a->patch_size == 2 || a->patch_size == 4 || a->patch_size == 8;
     }
     return false;
@@ -82,6 +93,12 @@ static double now(void) {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
+}
+
+// Most memory that the process ever held, loading included.
+static double peak_mb(void) {
+    struct rusage u;
+    return getrusage(RUSAGE_SELF, &u) ? 0 : (double)u.ru_maxrss * 1024 / 1e6;
 }
 
 static int by_value(const void *a, const void *b) {
@@ -120,8 +137,8 @@ static int bench_rows(struct dit *m, struct kern *k, const struct arch *a, int r
         n--, memmove(times, times + 1, (size_t)n * sizeof *times); // the first run warms caches
         qsort(times, (size_t)n, sizeof *times, by_value);
         double flops = rows * dit_flops(a);
-        printf("{\"backend\":\"%s\",\"precision\":\"%s\",\"threads\":%d,\"rows\":%d,\"runs\":%d,\"ms\":%.3f,\"ms_min\":%.3f,\"ms_max\":%.3f,\"gflops\":%.1f}\n",
-               k->name, k->act == KERN_F32 ? "f32" : "bf16", k->threads, rows, n, times[n / 2], times[0], times[n - 1], flops / times[n / 2] / 1e6);
+        printf("{\"backend\":\"%s\",\"precision\":\"%s\",\"threads\":%d,\"rows\":%d,\"runs\":%d,\"ms\":%.3f,\"ms_min\":%.3f,\"ms_max\":%.3f,\"gflops\":%.1f,\"peak_mb\":%.0f}\n",
+               k->name, k->act == KERN_F32 ? "f32" : "bf16", k->threads, rows, n, times[n / 2], times[0], times[n - 1], flops / times[n / 2] / 1e6, peak_mb());
         fflush(stdout);
     }
     mem_free(times), mem_free(t), mem_free(y);
@@ -139,11 +156,11 @@ static int bench(const struct options *o, struct kern *k, struct err *e) {
         most = atoi(s) > most ? atoi(s) : most;
     }
     if (o->model) rc = model_dir_open(&dir, o->model, e), a = dir.desc.arch;
-    else rc = shape_arch(&a, o->shape) ? arch_random(&random, &a, 1, e) : err_param(e, E_RANGE, "--shape", "no shape '%s'", o->shape);
+    else rc = shape_arch(&a, o->shape, o->block) ? arch_random(&random, &a, 1, e) : err_param(e, E_RANGE, "--shape", "no shape '%s'", o->shape);
     if (rc == OK) rc = dit_new(&m, k, &a, o->model ? dir.weights : &random.table, a.in_channels, most, e);
+    arch_weights_free(&random);
     for (const char *s = o->rows; rc == OK && s; s = strchr(s, ',') ? strchr(s, ',') + 1 : NULL) rc = bench_rows(m, k, &a, atoi(s), o->seconds, e);
     dit_free(m);
-    arch_weights_free(&random);
     if (o->model) model_dir_close(&dir);
     return rc;
 }
