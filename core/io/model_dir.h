@@ -49,7 +49,7 @@ struct arch { // shape of a network of the DiT kind, and what its tensors mean
     bool negated;         // and it predicts a velocity, whose sign turns with time
 };
 
-// What the network's input means when it is not pixels: data = (latent - mean)*scale, or (latent - mean)/std per channel.
+// What the network's input means when it is not pixels: the VAE's latent times scale, or (latent - mean)/std per channel.
 struct latent {
     char vae_file[256], vae_sha256[65]; // "" when model.json names no VAE
     double scale;       // 0: not latents, or mean and std are given
