@@ -20,7 +20,7 @@ let picked = new Set(); // class ids, null = unconditional
 let shown = null;    // the result on the stage: {request, answer}
 let past = [];
 let running = null;  // AbortController
-const touched = {};  // values typed per sampler type, so that switching to and fro keeps them
+const touched = {};  // values typed per model and sampler type, so that switching to and fro keeps them
 
 function element(tag, attributes = {}, ...children) {
   const e = document.createElement(tag);
@@ -40,6 +40,8 @@ function options(select, entries) {
 
 const label = (id) => (id === null ? "unconditional" : (model.labels[id] && model.labels[id][0]) || `class ${id}`);
 const type = () => document.querySelector('input[name="type"]:checked').value;
+const choice = () => model.samplers[type()]; // what the chosen model says of the chosen sampler
+const slot = () => `${model.name} ${type()}`;
 const named = (list) => list.map((name) => [name, name]);
 
 /* ---- the form: what there is ---- */
@@ -48,9 +50,9 @@ function fillModel() {
   model = caps.models.find((m) => m.name === $("model").value) || caps.models[0];
   picked = new Set([...picked].filter((id) => (id === null ? model.null_class : id < model.classes)));
   if (picked.size === 0) picked.add(0);
-  const others = caps.interpolants.filter((path) => path !== model.path);
-  options($("interpolant"), [["", `${model.path} (the model's)`], ...others.map((path) => [path, `${path} (converted)`])]);
-  const counts = Array.from({ length: model.max_guidance_channels - 1 }, (_, i) => [String(i + 1), i === 0 ? "first" : `first ${i + 1}`]);
+  for (const radio of document.getElementsByName("type")) radio.closest("label").hidden = !model.samplers[radio.value];
+  const most = model.max_guidance_channels - (model.family === "dit" ? 0 : 1); // a DiT's go on into its variance, so that the last is not "all"
+  const counts = Array.from({ length: most }, (_, i) => [String(i + 1), i === 0 ? "first" : `first ${i + 1}`]);
   options($("channels"), [["", "the model's rule"], ...counts, ["all", "all"]]);
   const list = model.labels.length > 0;
   $("chips").hidden = !list;
@@ -82,26 +84,65 @@ function fillChips() {
   }));
 }
 
+// The fields that the chosen sampler can have at all; used() says which of them it has as it stands.
+function samplerKeys() {
+  const keys = Object.keys(choice().defaults);
+  if (type() === "edm") keys.push("s_max"); // without bound by default, which JSON cannot say
+  return keys;
+}
+
+function used(key) {
+  if (key === "knots") return type() === "sde" && $("w_t").value === "knots";
+  if (!samplerKeys().includes(key)) return false;
+  const adaptive = type() === "ode" && $("method").value === "dopri5";
+  if (["atol", "rtol", "max_evaluations"].includes(key)) return adaptive;
+  if (key === "steps") return !adaptive;
+  if (key === "last_step_size") return $("last_step").value !== "none";
+  return key !== "w_t_eta" || $("w_t").value === "kl-eta";
+}
+
+const fieldValue = (key) => ($(key).type === "checkbox" ? $(key).checked : $(key).value);
+
+function setField(key, value) {
+  if ($(key).type === "checkbox") $(key).checked = value === true;
+  else $(key).value = value === undefined ? "" : value;
+}
+
 function fillSampler() {
-  const t = type();
-  options($("method"), named(caps.samplers[t].methods));
-  const values = { ...caps.samplers[t].defaults, ...touched[t] };
-  for (const [key, value] of Object.entries(values)) if ($(key)) $(key).value = value;
-  for (const [key, value] of Object.entries(caps.samplers[t].defaults)) if ($(key)) $(key).placeholder = value;
+  const c = choice();
+  options($("method"), named(c.methods || []));
+  options($("w_t"), [...named(c.w_t || []), ["knots", "knots"]]);
+  options($("last_step"), named(c.last_step || []));
+  options($("spacing"), named(c.spacing || []));
+  const others = c.interpolants.filter((path) => path !== model.path);
+  options($("interpolant"), [["", `${model.path} (the model's)`], ...others.map((path) => [path, `${path} (converted)`])]);
+  const values = { ...c.defaults, ...touched[slot()] };
+  for (const key of samplerKeys()) setField(key, values[key]);
+  for (const [key, value] of Object.entries(c.defaults)) $(key).placeholder = value;
   visibility();
 }
 
 function rememberSampler() {
-  const keep = (touched[type()] = {});
-  for (const key of Object.keys(caps.samplers[type()].defaults)) keep[key] = $(key).value;
+  const keep = (touched[slot()] = {});
+  for (const key of samplerKeys()) keep[key] = fieldValue(key);
+}
+
+function setType(name) { document.querySelector(`input[name="type"][value="${name}"]`).checked = true; }
+
+// Another model: its own sampler, where that is another one or it does not run the present one.
+function modelChanged() {
+  const before = model && model.sampler;
+  fillModel();
+  if (model.sampler !== before || !choice()) setType(model.sampler);
+  fillSampler();
 }
 
 function visibility() {
-  const sde = type() === "sde", adaptive = !sde && $("method").value === "dopri5";
-  const guided = Number($("scale").value) !== 1, last = sde && $("last_step").value !== "none";
-  const channels = guided && model.max_guidance_channels > 1;
-  const when = { steps: !adaptive, dopri5: adaptive, sde, last, null: model.null_class, guided, channels };
+  if (!choice()) return; // between two models
+  const guided = Number($("scale").value) !== 1, channels = guided && model.max_guidance_channels > 1;
+  const when = { path: choice().interpolants.length > 1, null: model.null_class, guided, channels };
   for (const e of document.querySelectorAll("[data-when]")) e.hidden = !when[e.dataset.when];
+  for (const e of document.querySelectorAll("[data-use]")) e.hidden = !used(e.dataset.use);
 }
 
 function about() {
@@ -134,14 +175,16 @@ function put(object, key, value, unless) {
   if (value !== undefined && value !== unless) object[key] = value;
 }
 
+// "0 1, 0.5 0.8" -> [[0, 1], [0.5, 0.8]]; what is no number goes out as text, for the daemon to refuse.
+function knotsValue() {
+  const value = (text) => (Number.isFinite(Number(text)) ? Number(text) : text);
+  return $("knots").value.split(",").map((pair) => pair.trim().split(/\s+/).filter(Boolean).map(value));
+}
+
 function samplerPart() {
-  const t = type(), s = { type: t, method: $("method").value };
-  const adaptive = ["atol", "rtol", "max_evaluations"], stochastic = ["steps", "w_t", "w_t_scale", "last_step", "last_step_size"];
-  const keys = t === "sde" ? stochastic : s.method === "dopri5" ? adaptive : ["steps"];
-  for (const key of keys) {
-    if (key === "last_step_size" && s.last_step === "none") continue;
-    put(s, key, $(key).tagName === "SELECT" ? $(key).value : number(key));
-  }
+  const s = { type: type() };
+  for (const key of samplerKeys().filter(used)) put(s, key, $(key).type === "number" ? number(key) : fieldValue(key));
+  if (s.w_t === "knots") s.w_t = knotsValue();
   return s;
 }
 
@@ -165,7 +208,7 @@ function build() {
   } else r.classes = ids.flatMap((id) => Array(each).fill(id));
   r.seed = seedValue(); // undefined keeps its place for the seed that the daemon draws
   put(r, "seed_index", number("seed_index"), 0);
-  put(r, "interpolant", $("interpolant").value, "");
+  if (choice().interpolants.length > 1) put(r, "interpolant", $("interpolant").value, "");
   r.sampler = samplerPart();
   put(r, "guidance", guidancePart());
   const compression = number("compression");
@@ -184,11 +227,15 @@ function restore(r) {
   $("n").value = r.classes ? r.classes.length / picked.size : r.n || 1;
   $("seed").value = r.seed === undefined ? "" : r.seed;
   $("seed_index").value = r.seed_index || 0;
-  $("interpolant").value = r.interpolant || "";
-  document.querySelector(`input[name="type"][value="${r.sampler.type}"]`).checked = true;
-  touched[r.sampler.type] = { ...r.sampler };
-  delete touched[r.sampler.type].type;
+  setType(r.sampler.type);
+  const { type: _, ...rest } = r.sampler;
+  if (Array.isArray(rest.w_t)) {
+    $("knots").value = rest.w_t.map((pair) => pair.join(" ")).join(", ");
+    rest.w_t = "knots";
+  }
+  touched[slot()] = rest;
   fillSampler();
+  $("interpolant").value = r.interpolant || "";
   const g = r.guidance || { scale: 1 };
   $("scale").value = $("scale-slider").value = g.scale;
   [$("from").value, $("to").value] = g.interval || [0, 1];
@@ -433,21 +480,18 @@ async function start() {
   clearErrors();
   options($("model"), caps.models.map((m) => [m.name, m.name]));
   $("model").value = (caps.models.find((m) => m.default) || caps.models[0]).name;
-  options($("w_t"), named(caps.samplers.sde.w_t));
-  options($("last_step"), named(caps.samplers.sde.last_step));
   $("n").max = caps.limits.max_images;
   $("steps").max = caps.limits.max_steps;
   $("max_evaluations").max = caps.limits.max_evaluations;
   $("timeout_ms").max = caps.limits.max_timeout_ms;
-  fillModel();
-  fillSampler();
+  modelChanged();
   changed();
   $("go").disabled = false;
 }
 
 $("form").addEventListener("submit", (event) => { event.preventDefault(); generate(); });
 $("form").addEventListener("input", () => { if (caps) changed(); });
-$("model").addEventListener("change", fillModel);
+$("model").addEventListener("change", modelChanged);
 $("filter").addEventListener("input", fillChips);
 $("scale").addEventListener("input", () => { $("scale-slider").value = $("scale").value; });
 $("scale-slider").addEventListener("input", () => { $("scale").value = $("scale-slider").value; });

@@ -26,12 +26,14 @@ api, tiny = load("conftest"), load("tiny")
 
 @pytest.fixture(scope="session")
 def daemon(tmp_path_factory):
-    """Two models: alpha has three channels and is the default, beta has one. SITD_WEB_MODELS names a folder of other models, for looking at the page."""
+    """Two models: alpha has three channels and is the default, beta has one; and one each of the other families. SITD_WEB_MODELS names a folder of other models, for looking at the page."""
     folder = os.environ.get("SITD_WEB_MODELS")
     if not folder:
         folder = tmp_path_factory.mktemp("models")
         tiny.write(folder / "alpha", seed=2, channels=3, default=True)
         tiny.write(folder / "beta", seed=3, step=2000)
+        tiny.write(folder / "dit", seed=4, family="dit")
+        tiny.write(folder / "maskdit", seed=5, family="maskdit")
     d = api.Daemon(folder)
     yield d
     assert d.stop() == 0

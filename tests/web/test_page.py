@@ -199,6 +199,41 @@ def test_knobs_follow_the_sampler(page):
     assert not page("channels").is_displayed(), "one channel leaves nothing to choose"
 
 
+def test_each_family_has_its_own_samplers(page):
+    def types():
+        return [e.text for e in page.driver.find_elements(By.CSS_SELECTOR, ".segments label") if e.is_displayed()]
+
+    def sampler(**more):
+        page.quick(steps=5)
+        for name, value in more.items():
+            if page(name).tag_name == "select":
+                Select(page(name)).select_by_value(value)
+            else:
+                page.type(name, value)
+        assert len(page.generate().pictures()) == 1
+        return page.request()["sampler"]
+
+    assert types() == ["ODE", "SDE", "DDIM", "EDM"]
+    page.sampler("sde")
+    Select(page("w_t")).select_by_value("knots")
+    assert sampler(knots="0 2, 1 0.5")["w_t"] == [[0, 2], [1, 0.5]]
+    Select(page("model")).select_by_value("dit")
+    assert types() == ["ODE", "SDE", "DDPM", "DDIM", "EDM"] and not page("interpolant").is_displayed() and not page("method").is_displayed()
+    page("clip").click()
+    assert sampler(spacing="trailing") == {"type": "ddpm", "steps": 5, "spacing": "trailing", "clip": True}
+    page.shot("ddpm")
+    page.sampler("ddim")
+    assert sampler(eta=0.5) == {"type": "ddim", "steps": 5, "spacing": "openai", "eta": 0.5, "clip": False}
+    Select(page("model")).select_by_value("maskdit")
+    assert sampler(churn=3, s_max=20) == {"type": "edm", "method": "heun", "steps": 5, "churn": 3, "s_min": 0, "s_max": 20, "s_noise": 1, "rho": 7,
+                                          "sigma_min": 0.002, "sigma_max": 80}
+    page.shot("edm")
+    page.type("s_max", "")
+    assert "s_max" not in page.request()["sampler"]
+    Select(page("model")).select_by_value("alpha")
+    assert page.request()["sampler"]["type"] == "ode" and page("interpolant").is_displayed()
+
+
 def test_every_knob_is_taken(page):
     """The whole form at once: each field reaches the daemon, which refuses what it does not know."""
     page.pick(["zero", "unconditional"])
