@@ -30,8 +30,11 @@ static const char help[] =
     "  --classes LIST         labels or class numbers, separated by commas; 'null' is unconditional (default: each class once)\n"
     "  --n N                  so many of each class in turn (default 1)\n"
     "  --seed N               default: random, printed\n"
-    "  --type ode|sde  --method NAME  --steps N  --interpolant linear|gvp|vp\n"
-    "  --w-t FORM  --w-t-scale X  --last-step NAME  --last-step-size X  --atol X  --rtol X\n"
+    "  --type ode|sde|ddpm|ddim|edm  --method NAME  --steps N  --interpolant linear|gvp|vp   (default: as the model's family is sampled)\n"
+    "  --atol X  --rtol X  --max-evaluations N                                    ode, method dopri5\n"
+    "  --w-t FORM|'[[T,W],...]'  --w-t-scale X  --w-t-eta X  --last-step NAME  --last-step-size X      sde\n"
+    "  --spacing NAME  --clip true|false  --eta X                                 ddpm, ddim; ddim\n"
+    "  --churn X  --s-min X  --s-max X  --s-noise X  --rho X  --sigma-min X  --sigma-max X             edm\n"
     "  --guidance X           guidance scale (default 1)\n"
     "  --request JSON         further fields, as in POST /v1/samples\n"
     "  --backend cpu|ref  --precision f32|bf16  --threads N  --max-rows N\n";
@@ -51,10 +54,13 @@ static int usage(const char *what, const char *value) {
 enum { O_MODEL = 256, O_OUT, O_COLUMNS, O_CLASSES, O_N, O_SEED, O_GUIDANCE, O_INTERPOLANT, O_REQUEST, O_BACKEND, O_PRECISION, O_THREADS,
        O_ROWS, O_HELP, O_SAMPLER }; // O_SAMPLER + i: sampler_fields[i]
 
-static const struct { const char *flag, *field; enum { TEXT, WHOLE, REAL } type; } sampler_fields[] = {
+static const struct { const char *flag, *field; enum { TEXT, WHOLE, REAL, JSON } type; } sampler_fields[] = {
     {"type", "type", TEXT},         {"method", "method", TEXT},       {"steps", "steps", WHOLE},
-    {"w-t", "w_t", TEXT},           {"w-t-scale", "w_t_scale", REAL}, {"last-step", "last_step", TEXT},
+    {"w-t", "w_t", JSON},           {"w-t-scale", "w_t_scale", REAL}, {"last-step", "last_step", TEXT},
     {"last-step-size", "last_step_size", REAL}, {"atol", "atol", REAL}, {"rtol", "rtol", REAL},
+    {"max-evaluations", "max_evaluations", WHOLE}, {"w-t-eta", "w_t_eta", REAL}, {"spacing", "spacing", TEXT}, {"eta", "eta", REAL},
+    {"clip", "clip", JSON}, {"churn", "churn", REAL}, {"s-min", "s_min", REAL}, {"s-max", "s_max", REAL}, {"s-noise", "s_noise", REAL},
+    {"rho", "rho", REAL}, {"sigma-min", "sigma_min", REAL}, {"sigma-max", "sigma_max", REAL},
 };
 #define SAMPLER_FIELDS (sizeof sampler_fields / sizeof *sampler_fields)
 
@@ -73,8 +79,17 @@ static json_t *number(const char *text) {
     return *text && !*end ? json_real(d) : NULL;
 }
 
+// A list, true or false as they are; any other text is a name, for the codec to judge.
+static json_t *name_or_json(const char *text) {
+    json_t *v = json_loads(text, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, NULL);
+    if (json_is_array(v) || json_is_boolean(v)) return v;
+    json_decref(v);
+    return json_string(text);
+}
+
 static int sampler_flag(struct options *o, int i, const char *value) {
-    json_t *v = sampler_fields[i].type == TEXT ? json_string(value) : number(value);
+    int type = sampler_fields[i].type;
+    json_t *v = type == TEXT ? json_string(value) : type == JSON ? name_or_json(value) : number(value);
     char flag[64];
     snprintf(flag, sizeof flag, "--%s wants a number, not ", sampler_fields[i].flag);
     return v ? json_object_set_new(o->sampler, sampler_fields[i].field, v) : usage(flag, value);
