@@ -338,14 +338,20 @@ static void drop_cancelled(struct engine *g) {
         }
 }
 
+static void too_late(struct engine *g, struct job *j) {
+    struct err err = {0};
+    err_param(&err, E_TIMEOUT, "timeout_ms", "the deadline of %lld ms passed; %d of %d images were done",
+              (long long)(j->deadline_ms - j->submit_us / 1000), j->done, j->n);
+    job_end(g, j, EV_FAILED, &err);
+}
+
 static void drop_late(struct engine *g, struct served *s) {
     int64_t now_ms = engine_now_us() / 1000;
-    for (uint64_t id; sched_expired(s->sched, now_ms, &id, 1);) {
-        struct job *j = job_find(s, id);
-        struct err err = {0};
-        err_param(&err, E_TIMEOUT, "timeout_ms", "the deadline of %lld ms passed; %d of %d images were done",
-                  (long long)(j->deadline_ms - j->submit_us / 1000), j->done, j->n);
-        job_end(g, j, EV_FAILED, &err);
+    for (uint64_t id; sched_expired(s->sched, now_ms, &id, 1);) too_late(g, job_find(s, id));
+    if (!s->n_decodes) return;
+    for (struct job *j = s->jobs, *next; j; j = next) { // the scheduler has forgotten those that are only decoded
+        next = j->next;
+        if (j->decoding && j->deadline_ms && j->deadline_ms <= now_ms) too_late(g, j);
     }
 }
 
