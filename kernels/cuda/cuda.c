@@ -23,6 +23,19 @@ static bool library_path(char *path, size_t size) {
     return true;
 }
 
+// The reference's picture ops would read device memory from the host.
+static int no_conv(struct kern *k, const struct kern_conv_spec *spec, const float *w, const float *b, struct kern_conv **out) {
+    (void)spec, (void)w, (void)b;
+    *out = NULL;
+    return kern_fail(k, KERN_EUNSUPPORTED, "the CUDA back end has no convolutions yet: an autoencoder runs on cpu only");
+}
+
+static int no_wide(struct kern *k, int T, int C, struct kern_wide **out) {
+    (void)T, (void)C;
+    *out = NULL;
+    return kern_fail(k, KERN_EUNSUPPORTED, "the CUDA back end has no attention of wide heads yet: an autoencoder runs on cpu only");
+}
+
 int kern_cuda_open(struct kern *k, const struct kern_config *cfg) {
     static const struct cuda_host host = {sizeof(struct kern), sizeof(struct kern_row_update), kern_check_linear, kern_check_attention};
     char path[512];
@@ -33,6 +46,8 @@ int kern_cuda_open(struct kern *k, const struct kern_config *cfg) {
     cuda_open_fn *open;
     *(void **)&open = dlsym(library, KERN_CUDA_ENTRY);
     int rc = open ? open(k, cfg, &host) : kern_fail(k, KERN_EUNSUPPORTED, "%s is not this program's", path);
+    k->conv_new = no_conv;
+    k->wide_new = no_wide;
     if (rc < 0) dlclose(library); // drops the count; RTLD_NODELETE keeps the code
     return rc;
 }
