@@ -72,7 +72,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     fake_model(&m, true, true);
     try_model(r, &m);
     fake_model(&m, false, false);
-    m.sampler = (struct sampler_model){PATH_VP, PRED_SCORE};
+    m.sampler = (struct sampler_model){.path = PATH_VP, .prediction = PRED_SCORE};
     m.sampler.loss = (struct sampler_curve){2, {0, 1}, {1.5, 0.5}};
     try_model(r, &m);
     fake_family(&m, MODEL_DISCRETE);
