@@ -2,9 +2,10 @@
 /*
  * replay_forward: recorded evaluations of a network.
  *
- * sit and dit: out is the network's output at (x, t, y), out_null that of the null class. maskdit: the recorded x is a direction of unit size; the
- * preconditioned net was called as D(x*sigma; sigma), so F is evaluated at (c_in*x*sigma, c_noise) and out is c_skip*x*sigma + c_out*F (EDM, table 1,
- * sigma_data 0.5); out_cfg2_sigma2 has sigma 2 everywhere and guidance 2 against the zero label vector over all channels.
+ * sit and dit: out is the network's output at (x, t, y), out_null that of the null class. maskdit: the recorded x is a direction
+ * of unit size; the preconditioned net was called as D(x*sigma; sigma), so F is evaluated at (c_in*x*sigma, c_noise) and out is
+ * c_skip*x*sigma + c_out*F (EDM, table 1, sigma_data 0.5); out_cfg2_sigma2 has sigma 2 everywhere and guidance 2 against the zero
+ * label vector over all channels.
  */
 #include <math.h>
 #include <string.h>
@@ -12,7 +13,8 @@
 #include "core/base/mem.h"
 #include "core/engine/replay_int.h"
 
-static int run(struct dit *m, struct replay *r, struct recorded *c, const float *x, const float *t, const int32_t *y, struct err *e) {
+static int run(struct dit *m, struct replay *r, struct recorded *c, const float *x, const float *t, const int32_t *y,
+               struct err *e) {
     size_t n = (size_t)c->n;
     int rc = r->k->upload(r->k, dit_x(m), x, n * c->numel * sizeof(float));
     if (rc) return err_set(e, E_DEVICE, "%s", r->k->why);
@@ -44,7 +46,9 @@ static int plain(struct dit *m, struct replay *r, struct recorded *c, struct dif
 
 /* ---- maskdit ---- */
 
-struct preconditioned { float *sigma, *t, *x, *without; };
+struct preconditioned {
+    float *sigma, *t, *x, *without;
+};
 
 static void scale_inputs(const struct preconditioned *p, const struct recorded *c) {
     for (size_t i = 0; i < (size_t)c->n; i++) {
@@ -58,11 +62,13 @@ static void scale_inputs(const struct preconditioned *p, const struct recorded *
 static void denoised(const struct preconditioned *p, struct recorded *c) {
     for (size_t i = 0; i < (size_t)c->n; i++) {
         double s = (double)p->sigma[i], q = s * s + 0.25, c_skip = 0.25 / q, c_out = 0.5 * s / sqrt(q);
-        for (size_t j = i * c->numel; j < (i + 1) * c->numel; j++) c->ours[j] = (float)(c_skip * s * (double)c->x[j] + c_out * (double)c->ours[j]);
+        for (size_t j = i * c->numel; j < (i + 1) * c->numel; j++)
+            c->ours[j] = (float)(c_skip * s * (double)c->x[j] + c_out * (double)c->ours[j]);
     }
 }
 
-static int guided(struct dit *m, struct replay *r, struct recorded *c, struct preconditioned *p, struct difference *d, struct err *e) {
+static int guided(struct dit *m, struct replay *r, struct recorded *c, struct preconditioned *p, struct difference *d,
+                  struct err *e) {
     size_t all = (size_t)c->n * c->numel;
     for (int i = 0; i < c->n; i++) p->sigma[i] = 2;
     scale_inputs(p, c);
@@ -80,7 +86,8 @@ static int guided(struct dit *m, struct replay *r, struct recorded *c, struct pr
 
 static int edm(struct dit *m, struct replay *r, struct recorded *c, struct difference *d, struct err *e) {
     size_t n = (size_t)c->n, all = n * c->numel;
-    struct preconditioned p = {.t = mem_array(n, sizeof(float)), .x = mem_array(all, sizeof(float)), .without = mem_array(all, sizeof(float))};
+    struct preconditioned p = {
+        .t = mem_array(n, sizeof(float)), .x = mem_array(all, sizeof(float)), .without = mem_array(all, sizeof(float))};
     int rc = p.t && p.x && p.without ? replay_tensor(&p.sigma, c, "sigma", n, e) : err_set(e, E_NOMEM, "no memory for the case");
     if (rc == OK) scale_inputs(&p, c);
     if (rc == OK) rc = run(m, r, c, p.x, p.t, c->y, e);
@@ -101,7 +108,8 @@ int replay_forward(struct replay *r, struct recorded *c, struct replay_result *r
     if (!preconditioned && strcmp(family, "sit") && strcmp(family, "dit"))
         return err_param(e, E_UNSUPPORTED, "family", "the case's family \"%s\" is not known here", family);
     int rc = recorded_open(c, r, "x", e);
-    if (rc == OK && preconditioned && c->out_numel != c->numel) rc = err_param(e, E_CONFLICT, "out", "the case's 'out' is not as large as its 'x'");
+    if (rc == OK && preconditioned && c->out_numel != c->numel)
+        rc = err_param(e, E_CONFLICT, "out", "the case's 'out' is not as large as its 'x'");
     size_t plane = c->numel / (size_t)(c->arch.in_channels ? c->arch.in_channels : 1);
     if (rc == OK) rc = dit_new(&m, r->k, &c->arch, r->weights, (int)(c->out_numel / plane), c->n, e);
     if (rc == OK) rc = preconditioned ? edm(m, r, c, &d, e) : plain(m, r, c, &d, e);

@@ -10,13 +10,13 @@
 
 struct replay {
     struct kern *k;
-    int heads;                // override, or 0
+    int heads; // override, or 0
     bool is_dir;
-    struct model_dir dir;     // is_dir
-    struct checkpoint file;   // else
+    struct model_dir dir;   // is_dir
+    struct checkpoint file; // else
     const struct tensor_table *weights;
-    struct arch proven;       // what the tensors tell
-    bool is_vae;              // vae is open: the model is an autoencoder, or a model directory that names one
+    struct arch proven; // what the tensors tell
+    bool is_vae;        // vae is open: the model is an autoencoder, or a model directory that names one
     struct vae_file vae;
     /* the network of the last case, kept while its shape and size serve */
     struct runner *runner;
@@ -33,7 +33,10 @@ struct recorded {
     float *x, *out, *ours;
     int32_t *y;
 };
-struct difference { double diff2, ref2, max; bool finite; };
+struct difference {
+    double diff2, ref2, max;
+    bool finite;
+};
 
 const char *replay_meta(const struct recorded *, const char *key); // "" if absent
 int replay_number(double *out, const struct recorded *, const char *key, struct err *);
@@ -45,8 +48,8 @@ void recorded_close(struct recorded *);
 void replay_compare(struct difference *, const float *ours, const float *recorded, size_t n);
 void replay_conclude(struct replay_result *, const struct difference *, double tolerance);
 
-// The case's metadata as a sampler's spec. guide_channels: the model's rule, -1 all, -2 not known (then that of the authors' code).
-// E_UNSUPPORTED names a family or setting that is not known here. replay_spec.c
+// The case's metadata as a sampler's spec. guide_channels: the model's rule, -1 all, -2 not known (then that of the authors'
+// code). E_UNSUPPORTED names a family or setting that is not known here. replay_spec.c
 int replay_spec(struct sampler_spec *, struct sampler_model *, const struct recorded *, int guide_channels, struct err *);
 int replay_forward(struct replay *, struct recorded *, struct replay_result *, struct err *); // replay_forward.c
 int replay_vae(struct replay *, struct recorded *, struct replay_result *, struct err *);     // replay_vae.c

@@ -2,14 +2,15 @@
 /*
  * arch: what the tensors of a network must be (declared in model_dir.h and checkpoint.h).
  *
- * One list says every tensor's name and shape; inferring, checking and counting all read it. It is put together from sections: what all networks have,
- * then what the conditioning design, the label table and the decoder add. adaLN-Zero with a plain table is facebookresearch/DiT's and willisma/SiT's list
- * (models-and-math 1.10), with decoder and one-hot table Anima-Lab/MaskDiT's (section 5). The DiT paper's other designs have no public code, so the
- * names norm1, norm2, norm_cross, cross_attn and norm_final are ours; their shapes give the paper's parameter counts (section 1.11).
+ * One list says every tensor's name and shape; inferring, checking and counting all read it. It is put together from sections:
+ * what all networks have, then what the conditioning design, the label table and the decoder add. adaLN-Zero with a plain table
+ * is facebookresearch/DiT's and willisma/SiT's list (models-and-math 1.10), with decoder and one-hot table Anima-Lab/MaskDiT's
+ * (section 5). The DiT paper's other designs have no public code, so the names norm1, norm2, norm_cross, cross_attn and
+ * norm_final are ours; their shapes give the paper's parameter counts (section 1.11).
  *
  * A shape is a string, a letter a dimension:
- *   1 one   d width   2 3 4 6 that many widths   m width of the MLP   C channels in   p patch side   F the 256 timestep features   T tokens
- *   R rows of the label table (classes and the null)   K classes   O p*p*channels out
+ *   1 one   d width   2 3 4 6 that many widths   m width of the MLP   C channels in   p patch side   T tokens
+ *   F the 256 timestep features   R rows of the label table (classes and the null)   K classes   O p*p*channels out
  *   e width of the decoder   u t s 2, 3, 6 of it   n width of its MLP
  */
 #include <math.h>
@@ -25,6 +26,7 @@ struct slot {
 };
 #define COUNT(a) (int)(sizeof(a) / sizeof *(a))
 
+// clang-format off
 static const struct slot image[] = {
     {"pos_embed", "1Td", true},
     {"x_embedder.proj.weight", "dCpp", false},
@@ -109,6 +111,8 @@ static const struct slot block_decoder[] = {
     {"adaLN_modulation.1.bias", "s", false},
 };
 
+// clang-format on
+
 struct section {
     const char *prefix; // "" or that of numbered blocks
     const struct slot *slots;
@@ -142,6 +146,7 @@ static int sections_of(const struct arch *a, struct section s[MOST_SECTIONS]) {
 
 static int64_t dim_of(char c, const struct arch *a) {
     int64_t d = a->hidden_size, e = a->decoder.hidden_size, p = a->patch_size, g = p ? a->input_size / p : 0;
+    // clang-format off
     switch (c) {
     case 'd': return d;
     case '2': return 2 * d;
@@ -163,6 +168,7 @@ static int64_t dim_of(char c, const struct arch *a) {
     case 'T': return g * g;
     default: return 1;
     }
+    // clang-format on
 }
 
 int arch_block_number(const char *name, const char *prefix, const char **rest) {
@@ -230,8 +236,8 @@ int arch_tensor(const struct arch *a, long index, char name[64], int64_t shape[T
 // --- matching
 
 bool arch_unused(const char *name) {
-    static const char *const prefixes[] = {"projectors.", "teacher.", "teacher_", "momentum_", "ema_encoder.", "head.",
-                                           "student_head.", "dino_head.", "ibot_head.", "feat_norm."};
+    static const char *const prefixes[] = {"projectors.", "teacher.",      "teacher_",   "momentum_",  "ema_encoder.",
+                                           "head.",       "student_head.", "dino_head.", "ibot_head.", "feat_norm."};
     for (int i = 0; i < COUNT(prefixes); i++)
         if (strncmp(name, prefixes[i], strlen(prefixes[i])) == 0) return true;
     return strcmp(name, "center") == 0 || strcmp(name, "center2") == 0;
@@ -251,7 +257,8 @@ static int check_shape(const struct arch *a, const struct tensor *t, const char 
         return err_param(e, E_CONFLICT, t->name, "tensor '%s' has shape %s; this network needs %s", t->name, has, wants);
     }
     if (t->dtype != DT_F32 && t->dtype != DT_F16 && t->dtype != DT_BF16 && t->dtype != DT_F64)
-        return err_param(e, E_UNSUPPORTED, t->name, "tensor '%s' has dtype %s; weights must be F32, F16, BF16 or F64", t->name, dtype_name(t->dtype));
+        return err_param(e, E_UNSUPPORTED, t->name, "tensor '%s' has dtype %s; weights must be F32, F16, BF16 or F64", t->name,
+                         dtype_name(t->dtype));
     return OK;
 }
 
@@ -262,8 +269,9 @@ static int check_tensor(const struct arch *a, const struct section *s, int n, co
     if (place == BEYOND)
         return err_param(e, E_CONFLICT, t->name, "tensor '%s': this network has %d blocks only", t->name,
                          strncmp(t->name, "decoder_", 8) == 0 ? a->decoder.depth : a->depth);
-    if (place < 0) return err_param(e, E_CONFLICT, t->name, "tensor '%s' has no place in this network (%s blocks%s)", t->name, arch_block_name(a->block),
-                                    a->decoder.depth ? " and a decoder" : "");
+    if (place < 0)
+        return err_param(e, E_CONFLICT, t->name, "tensor '%s' has no place in this network (%s blocks%s)", t->name,
+                         arch_block_name(a->block), a->decoder.depth ? " and a decoder" : "");
     if (seen[place]) return err_param(e, E_CONFLICT, t->name, "tensor '%s' appears twice", t->name);
     seen[place] = true;
     return check_shape(a, t, slot->shape, e);
@@ -271,7 +279,8 @@ static int check_tensor(const struct arch *a, const struct section *s, int n, co
 
 int arch_match(const struct arch *a, const struct tensor_table *table, struct err *e) {
     struct section s[MOST_SECTIONS];
-    if (a->depth < 0 || a->depth > ARCH_MAX_DEPTH) return err_param(e, E_RANGE, "architecture.depth", "depth %d is out of range", a->depth);
+    if (a->depth < 0 || a->depth > ARCH_MAX_DEPTH)
+        return err_param(e, E_RANGE, "architecture.depth", "depth %d is out of range", a->depth);
     int n = sections_of(a, s), rc = OK;
     long places = places_in(s, n);
     bool *seen = mem_array((size_t)places, sizeof *seen);

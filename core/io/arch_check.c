@@ -20,7 +20,8 @@ static int size_in(const char *name, int64_t v, int64_t min, int64_t max, struct
     char field[64];
     if (v >= min && v <= max) return OK;
     snprintf(field, sizeof field, "architecture.%s", name);
-    return err_param(e, E_RANGE, field, "field '%s' is %lld; allowed are %lld to %lld", field, (long long)v, (long long)min, (long long)max);
+    return err_param(e, E_RANGE, field, "field '%s' is %lld; allowed are %lld to %lld", field, (long long)v, (long long)min,
+                     (long long)max);
 }
 
 static int misfit(const char *name, const char *why, struct err *e) {
@@ -32,11 +33,15 @@ static int misfit(const char *name, const char *why, struct err *e) {
 static int check_products(const struct arch *a, struct err *e) { // every factor is known to be small: nothing overflows
     double d = a->hidden_size, p = a->patch_size, side = a->input_size / p, tokens = side * side;
     double wide = a->mlp_ratio > 6 ? a->mlp_ratio : 6, limit = 2147483648.0;
-    if (tokens * d * wide > limit) return misfit("input_size", "makes more than 2^31 activations with this patch_size and hidden_size", e);
-    if ((double)a->input_size * a->input_size * a->in_channels * 2 > limit) return misfit("in_channels", "makes inputs of more than 2^31 values", e);
+    if (tokens * d * wide > limit)
+        return misfit("input_size", "makes more than 2^31 activations with this patch_size and hidden_size", e);
+    if ((double)a->input_size * a->input_size * a->in_channels * 2 > limit)
+        return misfit("in_channels", "makes inputs of more than 2^31 values", e);
     if (d * a->num_classes > limit) return misfit("num_classes", "makes a label table of more than 2^31 values", e);
-    if (d * p * p * a->in_channels * 2 > limit) return misfit("patch_size", "makes a patch embedding of more than 2^31 values", e);
-    if (d * d * (4 + 6 + 2 * a->mlp_ratio) * a->depth > 64 * limit) return misfit("depth", "makes a network of more than 2^37 weights", e);
+    if (d * p * p * a->in_channels * 2 > limit)
+        return misfit("patch_size", "makes a patch embedding of more than 2^31 values", e);
+    if (d * d * (4 + 6 + 2 * a->mlp_ratio) * a->depth > 64 * limit)
+        return misfit("depth", "makes a network of more than 2^37 weights", e);
     return OK;
 }
 
@@ -72,11 +77,13 @@ int arch_check(const struct arch *a, struct err *e) {
     if (rc != OK) return rc;
     double mlp = a->mlp_ratio * a->hidden_size;
     if (!(a->mlp_ratio > 0 && a->mlp_ratio <= 64)) return misfit("mlp_ratio", "must be more than 0 and at most 64", e);
-    if (fabs(mlp - nearbyint(mlp)) > 1e-6 * mlp || nearbyint(mlp) < 1) return misfit("mlp_ratio", "times hidden_size is not a whole number", e);
+    if (fabs(mlp - nearbyint(mlp)) > 1e-6 * mlp || nearbyint(mlp) < 1)
+        return misfit("mlp_ratio", "times hidden_size is not a whole number", e);
     if (a->input_size % a->patch_size) return misfit("patch_size", "does not divide input_size", e);
     rc = check_heads(a->hidden_size, a->num_heads, "hidden_size", "num_heads", e);
     if (rc == OK && a->decoder.depth) rc = check_decoder(a, e);
-    if (rc == OK && a->block_embedders && a->block != BLOCK_ADALN_ZERO) rc = misfit("block_embedders", "goes with block \"adaln-zero\" only", e);
+    if (rc == OK && a->block_embedders && a->block != BLOCK_ADALN_ZERO)
+        rc = misfit("block_embedders", "goes with block \"adaln-zero\" only", e);
     if (rc != OK) return rc;
     return check_products(a, e);
 }

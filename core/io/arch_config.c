@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * arch_config: the authors' constructor arguments (input_size, patch_size, ..., as DiT and SiT models.py name them) as JSON, which recorded
- * cases carry because no tensor tells the heads (declared in model_dir.h).
+ * arch_config: the authors' constructor arguments (input_size, patch_size, ..., as DiT and SiT models.py name them) as JSON,
+ * which recorded cases carry because no tensor tells the heads (declared in model_dir.h).
  */
 #include <string.h>
 
@@ -47,16 +47,21 @@ int arch_parse_config(struct arch *a, const char *text, struct err *e) {
     int rc = jsonio_parse(&root, text, strlen(text), 8, 1000, "config", e);
     if (rc != OK) return rc;
     if (!json_is_object(root)) rc = err_param(e, E_FORMAT, "config", "config is not a JSON object");
-    struct { const char *key; int *out; } fields[] = {
-        {"input_size", &a->input_size}, {"patch_size", &a->patch_size}, {"in_channels", &a->in_channels}, {"hidden_size", &a->hidden_size},
-        {"depth", &a->depth},           {"num_heads", &a->num_heads},   {"num_classes", &a->num_classes},
+    struct {
+        const char *key;
+        int *out;
+    } fields[] = {
+        {"input_size", &a->input_size},   {"patch_size", &a->patch_size}, {"in_channels", &a->in_channels},
+        {"hidden_size", &a->hidden_size}, {"depth", &a->depth},           {"num_heads", &a->num_heads},
+        {"num_classes", &a->num_classes},
     };
     for (size_t i = 0; rc == OK && i < sizeof fields / sizeof *fields; i++) rc = whole(fields[i].out, root, fields[i].key, e);
     if (rc == OK) rc = real(&a->mlp_ratio, root, "mlp_ratio", e);
     if (rc == OK) rc = block_design(a, root, e);
     if (rc == OK) rc = decoder(a, root, e);
     const json_t *sigma = json_object_get(root, "learn_sigma");
-    if (rc == OK && sigma && !json_is_boolean(sigma)) rc = err_param(e, E_FORMAT, "learn_sigma", "config's 'learn_sigma' is not true or false");
+    if (rc == OK && sigma && !json_is_boolean(sigma))
+        rc = err_param(e, E_FORMAT, "learn_sigma", "config's 'learn_sigma' is not true or false");
     if (rc == OK && sigma) a->learn_sigma = json_is_true(sigma);
     json_decref(root);
     return rc;

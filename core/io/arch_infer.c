@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * arch_infer: which network a table of tensors is (declared in checkpoint.h). A few tensors that every network has tell the sizes, the presence of
- * others tells the design; then the whole table is held against the list of that network.
+ * arch_infer: which network a table of tensors is (declared in checkpoint.h). A few tensors that every network has tell the
+ * sizes, the presence of others tells the design; then the whole table is held against the list of that network.
  */
 #include <math.h>
 #include <string.h>
@@ -46,7 +46,9 @@ static int infer_input(struct arch *a, const struct tensor_table *table, struct 
     const struct tensor *pos = need(table, "pos_embed", 3, e);
     if (!pos) return E_CONFLICT;
     int64_t side = (int64_t)llround(sqrt((double)pos->shape[1]));
-    if (side * side != pos->shape[1]) return err_param(e, E_CONFLICT, "pos_embed", "tensor 'pos_embed' holds %lld tokens, which is not a square", (long long)pos->shape[1]);
+    if (side * side != pos->shape[1])
+        return err_param(e, E_CONFLICT, "pos_embed", "tensor 'pos_embed' holds %lld tokens, which is not a square",
+                         (long long)pos->shape[1]);
     a->input_size = (int)side * a->patch_size;
     return OK;
 }
@@ -82,7 +84,8 @@ int arch_infer(struct arch *a, const struct tensor_table *table, struct err *e) 
     *a = (struct arch){.block_embedders = tensor_find(table, "blocks.0.y_embedder.embedding_table.weight") != NULL};
     const char *labels = a->block_embedders ? "blocks.0.y_embedder.embedding_table.weight" : "y_embedder.embedding_table.weight";
     const struct tensor *x = need(table, "x_embedder.proj.weight", 4, e), *y = need(table, labels, 2, e),
-                        *fc1 = need(table, "blocks.0.mlp.fc1.weight", 2, e), *out = need(table, "final_layer.linear.weight", 2, e);
+                        *fc1 = need(table, "blocks.0.mlp.fc1.weight", 2, e),
+                        *out = need(table, "final_layer.linear.weight", 2, e);
     if (!x || !y || !fc1 || !out) return E_CONFLICT;
     if (x->shape[2] != x->shape[3] || x->shape[2] > 256 || x->shape[1] > 1024) // what follows multiplies these
         return err_param(e, E_CONFLICT, x->name, "tensor '%s' is not a patch embedding of square patches up to 256", x->name);

@@ -43,7 +43,8 @@ int arch_random(struct arch_weights *w, const struct arch *a, uint64_t seed, str
     w->priv = r;
     w->table.tensors = mem_array((size_t)n, sizeof *w->table.tensors);
     if (r) r->names = mem_array((size_t)n, sizeof *r->names), r->data = mem_array(total, sizeof *r->data);
-    if (!r || !w->table.tensors || !r->names || !r->data) return arch_weights_free(w), err_set(e, E_NOMEM, "no memory for %zu random weights", total);
+    if (!r || !w->table.tensors || !r->names || !r->data)
+        return arch_weights_free(w), err_set(e, E_NOMEM, "no memory for %zu random weights", total);
     float *at = r->data;
     for (int i = 0; i < n; i++) {
         struct tensor *t = &w->table.tensors[i];

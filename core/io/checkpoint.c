@@ -20,7 +20,9 @@ struct parsed { // what the table points into; one of the first three is in use
     struct layout layout;
 };
 
-static bool begins(const void *bytes, size_t n, const char *magic, size_t len) { return n >= len && memcmp(bytes, magic, len) == 0; }
+static bool begins(const void *bytes, size_t n, const char *magic, size_t len) {
+    return n >= len && memcmp(bytes, magic, len) == 0;
+}
 
 // safetensors has no magic: a plausible header length and a '{' behind it.
 static bool is_safetensors(const unsigned char *b, size_t n) {
@@ -28,13 +30,16 @@ static bool is_safetensors(const unsigned char *b, size_t n) {
 }
 
 static int refuse(const void *bytes, size_t n, struct err *e) {
-    static const char legacy[] = "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"; // the magic number of torch.save before 1.6
+    static const char legacy[] =
+        "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"; // the magic number of torch.save before 1.6
     if (begins(bytes, n, legacy, sizeof legacy - 1))
-        return err_set(e, E_UNSUPPORTED, "this is the layout that torch.save wrote before PyTorch 1.6; convert it with a newer PyTorch: "
-                                         "torch.save(torch.load(old, map_location='cpu', weights_only=True), new)");
+        return err_set(e, E_UNSUPPORTED,
+                       "this is the layout that torch.save wrote before PyTorch 1.6; convert it with a newer PyTorch: "
+                       "torch.save(torch.load(old, map_location='cpu', weights_only=True), new)");
     if (begins(bytes, n, "version https://git-lfs", 23))
         return err_set(e, E_FORMAT, "this is a Git LFS pointer, not the weights: fetch the file itself (git lfs pull)");
-    if (begins(bytes, n, "\x80\x02", 2) || begins(bytes, n, "\x80\x03", 2) || begins(bytes, n, "\x80\x04", 2) || begins(bytes, n, "\x80\x05", 2))
+    if (begins(bytes, n, "\x80\x02", 2) || begins(bytes, n, "\x80\x03", 2) || begins(bytes, n, "\x80\x04", 2) ||
+        begins(bytes, n, "\x80\x05", 2))
         return err_set(e, E_UNSUPPORTED, "this is a bare Python pickle, not a checkpoint written by torch.save");
     return err_set(e, E_FORMAT, "this is neither a PyTorch zip (.pt) nor safetensors%s", n == 0 ? ": the file is empty" : "");
 }

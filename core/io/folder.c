@@ -55,16 +55,20 @@ static int word(const json_t *root, const char *key, const char *wanted, const c
 }
 
 static int read_config(struct folder *f, const char *path, struct err *e) {
-    static const struct { const char *theirs, *ours; } numbers[] = {
-        {"num_attention_heads", "num_heads"}, {"attention_head_dim", "head_dim"}, {"num_layers", "depth"},      {"in_channels", "in_channels"},
-        {"out_channels", "out_channels"},     {"sample_size", "input_size"},      {"patch_size", "patch_size"}, {"num_embeds_ada_norm", "num_classes"},
+    static const struct {
+        const char *theirs, *ours;
+    } numbers[] = {
+        {"num_attention_heads", "num_heads"}, {"attention_head_dim", "head_dim"},     {"num_layers", "depth"},
+        {"in_channels", "in_channels"},       {"out_channels", "out_channels"},       {"sample_size", "input_size"},
+        {"patch_size", "patch_size"},         {"num_embeds_ada_norm", "num_classes"},
     };
     json_t *root;
     if (read_json(&root, path, MAX_CONFIG, e)) return e->status;
     int rc = word(root, "_class_name", "DiTTransformer2DModel", "Transformer2DModel", e);
     if (rc == OK) rc = word(root, "norm_type", "ada_norm_zero", NULL, e);
     if (rc == OK) rc = word(root, "activation_fn", "gelu-approximate", NULL, e);
-    for (size_t i = 0; rc == OK && i < sizeof numbers / sizeof *numbers; i++) rc = number(f, root, numbers[i].theirs, numbers[i].ours, e);
+    for (size_t i = 0; rc == OK && i < sizeof numbers / sizeof *numbers; i++)
+        rc = number(f, root, numbers[i].theirs, numbers[i].ours, e);
     json_decref(root);
     if (rc != OK) err_prefix(e, "%s", path);
     return rc;
@@ -80,8 +84,14 @@ static long long said(const struct folder *f, const char *key) { // 0: nothing
 int folder_check(const struct folder *f, const struct tensor_table *settled, struct err *e) {
     struct arch a;
     if (arch_infer(&a, settled, e)) return e->status;
-    struct { const char *key; int *is; } fields[] = {
-        {"depth", &a.depth}, {"in_channels", &a.in_channels}, {"patch_size", &a.patch_size}, {"num_classes", &a.num_classes}, {"input_size", &a.input_size}};
+    struct {
+        const char *key;
+        int *is;
+    } fields[] = {{"depth", &a.depth},
+                  {"in_channels", &a.in_channels},
+                  {"patch_size", &a.patch_size},
+                  {"num_classes", &a.num_classes},
+                  {"input_size", &a.input_size}};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         if (said(f, fields[i].key)) *fields[i].is = (int)said(f, fields[i].key);
     if (said(f, "num_heads") && said(f, "head_dim")) a.hidden_size = (int)(said(f, "num_heads") * said(f, "head_dim"));
@@ -89,13 +99,16 @@ int folder_check(const struct folder *f, const struct tensor_table *settled, str
     if (arch_match(&a, settled, e)) return err_prefix(e, "config.json contradicts the weights");
     long long out = said(f, "out_channels");
     if (out && out != a.in_channels && !a.learn_sigma)
-        return err_param(e, E_UNSUPPORTED, "out_channels", "config.json's 'out_channels' is %lld; it is in_channels or twice that in a DiT", out);
+        return err_param(e, E_UNSUPPORTED, "out_channels",
+                         "config.json's 'out_channels' is %lld; it is in_channels or twice that in a DiT", out);
     return OK;
 }
 
 /* ---- weights ---- */
 
-static bool plain_name(const char *s) { return s[0] && s[0] != '.' && strlen(s) < 200 && !strchr(s, '/') && !strchr(s, '\\') && jsonio_plain(s, strlen(s)); }
+static bool plain_name(const char *s) {
+    return s[0] && s[0] != '.' && strlen(s) < 200 && !strchr(s, '/') && !strchr(s, '\\') && jsonio_plain(s, strlen(s));
+}
 
 static int open_shard(struct folder *f, const char *path, struct err *e) {
     struct checkpoint *grown = mem_resize(f->shards, (size_t)f->n_shards + 1, sizeof *grown);
@@ -115,9 +128,11 @@ static int open_indexed(struct folder *f, const char *dir, const json_t *map, st
     json_object_foreach((json_t *)map, tensor, v) {
         if (rc != OK) break;
         const char *name = json_is_string(v) ? json_string_value(v) : "";
-        if (!plain_name(name)) rc = err_param(e, E_FORMAT, "weight_map", "weight_map names a file that is not a plain name in the same folder");
+        if (!plain_name(name))
+            rc = err_param(e, E_FORMAT, "weight_map", "weight_map names a file that is not a plain name in the same folder");
         else if (json_object_set_new(files, name, json_true()) != 0) rc = err_set(e, E_NOMEM, "no memory for a list of files");
-        else if (json_object_size(files) > MAX_SHARDS) rc = err_param(e, E_RANGE, "weight_map", "weight_map names more than %d files", MAX_SHARDS);
+        else if (json_object_size(files) > MAX_SHARDS)
+            rc = err_param(e, E_RANGE, "weight_map", "weight_map names more than %d files", MAX_SHARDS);
     }
     json_object_foreach(files, file, v) {
         if (rc != OK) break;
@@ -133,7 +148,8 @@ static int open_index(struct folder *f, const char *dir, const char *path, struc
     json_t *root;
     if (read_json(&root, path, MAX_INDEX, e)) return e->status;
     const json_t *map = json_object_get(root, "weight_map");
-    int rc = json_is_object(map) ? open_indexed(f, dir, map, e) : err_param(e, E_FORMAT, "weight_map", "its 'weight_map' is missing or no object");
+    int rc = json_is_object(map) ? open_indexed(f, dir, map, e)
+                                 : err_param(e, E_FORMAT, "weight_map", "its 'weight_map' is missing or no object");
     if (rc != OK) err_prefix(e, "%s", path);
     json_decref(root);
     return rc;
@@ -158,7 +174,8 @@ static int gather(struct folder *f, struct err *e) {
     f->table.tensors = mem_array((size_t)n, sizeof *f->table.tensors);
     if (!f->table.tensors) return err_set(e, E_NOMEM, "no memory for %d tensors", n);
     for (int i = 0; i < f->n_shards; i++) {
-        memcpy(f->table.tensors + f->table.n, f->shards[i].table.tensors, (size_t)f->shards[i].table.n * sizeof *f->table.tensors);
+        memcpy(f->table.tensors + f->table.n, f->shards[i].table.tensors,
+               (size_t)f->shards[i].table.n * sizeof *f->table.tensors);
         f->table.n += f->shards[i].table.n;
     }
     return OK;
@@ -172,7 +189,9 @@ int folder_open(struct folder *f, const char *dir, struct err *e) {
     config = mem_printf("%s/config.json", at);
     int rc = config ? OK : err_set(e, E_NOMEM, "no memory for a path");
     if (rc == OK && access(config, F_OK) != 0)
-        rc = err_set(e, E_NOTFOUND, "%s: neither a model directory (model.json) nor a diffusers folder (config.json or transformer/config.json)", dir);
+        rc = err_set(e, E_NOTFOUND,
+                     "%s: neither a model directory (model.json) nor a diffusers folder (config.json or transformer/config.json)",
+                     dir);
     if (rc == OK) rc = read_config(f, config, e);
     if (rc == OK) rc = open_weights(f, at, e);
     if (rc == OK) rc = gather(f, e);

@@ -11,8 +11,10 @@
 #include "core/base/mem.h"
 
 static const char from_tensors[] = "the tensors", from_args[] = "the file's args", from_config[] = "config.json",
-                  from_layout[] = "diffusers' layout", from_projectors[] = "REPA's projectors", from_teacher[] = "a teacher's tensors",
-                  from_table[] = "the published width", from_official[] = "the official code", from_rule[] = "the official sampling rule", from_code[] = "the official code (one more row for the null class)";
+                  from_layout[] = "diffusers' layout", from_projectors[] = "REPA's projectors",
+                  from_teacher[] = "a teacher's tensors", from_table[] = "the published width",
+                  from_official[] = "the official code", from_rule[] = "the official sampling rule",
+                  from_code[] = "the official code (one more row for the null class)";
 
 struct account { // the facts being gathered
     struct import_fact *facts;
@@ -74,11 +76,16 @@ static int resolve_word(struct account *a, const char *field, const char *flag, 
     return OK;
 }
 
-static bool is_masked(const struct model_desc *d) { return strcmp(d->family, "maskdit") == 0 || strcmp(d->family, "sd-dit") == 0; }
+static bool is_masked(const struct model_desc *d) {
+    return strcmp(d->family, "maskdit") == 0 || strcmp(d->family, "sd-dit") == 0;
+}
 
 // What the tensors prove of the family, or NULL.
 static const char *proven_family(const struct account *a, const struct arch *arch, const char **source) {
-    *source = arch->one_hot && !a->teacher ? from_tensors : a->teacher ? from_teacher : a->diffusers ? from_layout : from_projectors;
+    *source = arch->one_hot && !a->teacher ? from_tensors
+              : a->teacher                 ? from_teacher
+              : a->diffusers               ? from_layout
+                                           : from_projectors;
     if (arch->one_hot) return a->teacher ? "sd-dit" : "maskdit";
     return a->diffusers ? "dit" : a->projectors ? "sit" : NULL;
 }
@@ -97,9 +104,11 @@ static int resolve_family(struct account *a, struct model_desc *d, const struct 
         memcpy(prefix, model, 3);
         arg = prefix;
     }
-    if (resolve_word(a, "family", "--family", d->family, sizeof d->family, f->family, arg, families, e)) return e ? e->status : E_RANGE;
+    if (resolve_word(a, "family", "--family", d->family, sizeof d->family, f->family, arg, families, e))
+        return e ? e->status : E_RANGE;
     if (d->family[0] && is_masked(d) != d->arch.one_hot)
-        return err_param(e, E_CONFLICT, "--family", "family %s has %s label table; this file has the other kind (y_embedder.embedding_table.weight)",
+        return err_param(e, E_CONFLICT, "--family",
+                         "family %s has %s label table; this file has the other kind (y_embedder.embedding_table.weight)",
                          d->family, is_masked(d) ? "a one-hot [width, classes]" : "a [classes, width]");
     return OK;
 }
@@ -108,7 +117,8 @@ static int resolve_family(struct account *a, struct model_desc *d, const struct 
 static int resolve_time(struct account *a, struct model_desc *d, const struct import_flags *f, struct err *e) {
     static const char *const times[] = {"forward", "reversed", NULL};
     char word[16] = "forward";
-    if (f->time && !choose(word, sizeof word, f->time, times)) return err_param(e, E_RANGE, "--time", "--time is forward or reversed");
+    if (f->time && !choose(word, sizeof word, f->time, times))
+        return err_param(e, E_RANGE, "--time", "--time is forward or reversed");
     d->arch.reversed = f->time ? strcmp(word, "reversed") == 0 : a->projectors;
     d->arch.negated = d->arch.reversed && strcmp(d->prediction, "velocity") == 0;
     note(a, "time", f->time ? "--time" : a->projectors ? from_projectors : from_official, times[d->arch.reversed]);
@@ -126,7 +136,8 @@ static int resolve_process(struct account *a, struct model_desc *d, const struct
     int rc =
         resolve_word(a, "path", "--path", d->path, sizeof d->path, f->path, arg ? arg : checkpoint_meta(a->ck, "path"), paths, e);
     if (rc != OK) return rc;
-    rc = resolve_word(a, "prediction", "--prediction", d->prediction, sizeof d->prediction, f->prediction, prediction, predictions, e);
+    rc = resolve_word(a, "prediction", "--prediction", d->prediction, sizeof d->prediction, f->prediction, prediction,
+                      predictions, e);
     return rc == OK ? resolve_time(a, d, f, e) : rc;
 }
 
@@ -139,9 +150,11 @@ static int resolve_compat(struct account *a, struct model_desc *d, const struct 
         snprintf(word, sizeof word, "diffusers");
         source = "its blocks' own embedders (trained by diffusers)";
     }
-    if (f->compat && !choose(word, sizeof word, f->compat, known)) return err_param(e, E_RANGE, "--compat", "--compat is none or diffusers");
+    if (f->compat && !choose(word, sizeof word, f->compat, known))
+        return err_param(e, E_RANGE, "--compat", "--compat is none or diffusers");
     d->arch.diffusers = strcmp(word, "diffusers") == 0;
-    if (d->arch.diffusers && strcmp(d->family, "dit") != 0) return err_param(e, E_CONFLICT, "--compat", "--compat diffusers applies to family dit");
+    if (d->arch.diffusers && strcmp(d->family, "dit") != 0)
+        return err_param(e, E_CONFLICT, "--compat", "--compat diffusers applies to family dit");
     note(a, "compat", f->compat ? "--compat" : source, word);
     return OK;
 }
@@ -179,7 +192,8 @@ static int resolve_classes(struct account *a, struct arch *arch, const struct im
     const char *source = from_code;
     if (arch->one_hot) { // the table has a column a class, and the null class is no class at all
         if (f->classes && f->classes != arch->num_classes)
-            return err_param(e, E_CONFLICT, "--classes", "--classes %d, but the label table has %d columns", f->classes, arch->num_classes);
+            return err_param(e, E_CONFLICT, "--classes", "--classes %d, but the label table has %d columns", f->classes,
+                             arch->num_classes);
         note_int(a, "num_classes", from_tensors, arch->num_classes);
         return OK;
     }
@@ -215,7 +229,8 @@ static void resolve_step(struct account *a, struct model_desc *d, const struct i
 }
 
 static void resolve_guidance(struct account *a, struct model_desc *d, const struct import_flags *f) {
-    bool all = is_masked(d) || a->projectors || d->arch.diffusers; // MaskDiT, REPA and diffusers guide every channel, DiT and SiT three
+    bool all =
+        is_masked(d) || a->projectors || d->arch.diffusers; // MaskDiT, REPA and diffusers guide every channel, DiT and SiT three
     d->guide_channels = f->guide_channels ? f->guide_channels : all ? -1 : 3;
     const char *source = f->guide_channels ? "--guidance-channels" : from_rule;
     if (d->guide_channels < 0) note(a, "guidance channels", source, "all");
@@ -316,9 +331,9 @@ int import_convert(struct import_table *it, const struct tensor_table *src, enum
         if (arch_unused(src->tensors[i].name)) continue;
         struct tensor *t = &it->table.tensors[it->table.n++];
         *t = src->tensors[i];
-        enum dtype to = storage == DT_OTHER                                ? (t->dtype == DT_F64 ? DT_F32 : t->dtype)
+        enum dtype to = storage == DT_OTHER                           ? (t->dtype == DT_F64 ? DT_F32 : t->dtype)
                         : t->ndim < 2 || strstr(t->name, "pos_embed") ? DT_F32
-                                                                           : storage;
+                                                                      : storage;
         if (to != t->dtype) rc = convert(it, t, to, e);
     }
     if (rc != OK) import_free(it);

@@ -2,8 +2,8 @@
 /*
  * import: from a checkpoint, which tells half, to a model description, which tells all.
  *
- * Tensors prove shapes and, by their names, little else: a decoder means MaskDiT, projectors mean REPA's SiT (reversed time), diffusers' layout means
- * DiT. Otherwise DiT and SiT have the same keys, and neither path, prediction nor heads leave a trace.
+ * Tensors prove shapes and, by their names, little else: a decoder means MaskDiT, projectors mean REPA's SiT (reversed time),
+ * diffusers' layout means DiT. Otherwise DiT and SiT have the same keys, and neither path, prediction nor heads leave a trace.
  * What they do not prove is taken from, in this order, a flag, the checkpoint's own args, the published table of widths; then it
  * is missing, and the error names the flag that would tell. Thread: any (no globals).
  */
@@ -25,9 +25,9 @@ struct import_fact {    // one line of the account that inspect prints
 };
 enum { IMPORT_FACTS = 24 };
 
-// Fills family, arch, path, prediction, guidance, latent scale and step of *d, and the account (always, as far as it came). A fact that is
-// missing is left zero in *d: import_require refuses it. E_CONFLICT when the tensors are no DiT or SiT, or args or flags
-// contradict them.
+// Fills family, arch, path, prediction, guidance, latent scale and step of *d, and the account (always, as far as it came). A
+// fact that is missing is left zero in *d: import_require refuses it. E_CONFLICT when the tensors are no DiT or SiT, or args or
+// flags contradict them.
 int import_describe(struct model_desc *d, struct import_fact facts[IMPORT_FACTS], int *n_facts, const struct checkpoint *,
                     const struct import_flags *, struct err *);
 // E_CONFLICT with the flag in err.param if a fact is missing.

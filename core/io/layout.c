@@ -2,12 +2,14 @@
 /*
  * layout: one network, several spellings.
  *
- * Prefixes: "module." is left by DataParallel and DDP, "_orig_mod." by torch.compile, in any nesting; they are always taken off. "model." is MaskDiT's
- * EDMPrecond wrapper and "student." what a file that also holds a teacher may use: they go when the network's first layer has them.
+ * Prefixes: "module." is left by DataParallel and DDP, "_orig_mod." by torch.compile, in any nesting; they are always taken off.
+ * "model." is MaskDiT's EDMPrecond wrapper and "student." what a file that also holds a teacher may use: they go when the
+ * network's first layer has them.
  *
- * diffusers (DiTTransformer2DModel; models-and-math 8.1) cuts the same weights differently: q, k and v are three layers, and every block carries an
- * embedder of timestep and label of its own. Those are copies of one in everything converted from the authors' files, and then become one again; where
- * they differ (a model trained in diffusers) they stay as blocks.N.t_embedder and blocks.N.y_embedder. The final layer uses block 0's.
+ * diffusers (DiTTransformer2DModel; models-and-math 8.1) cuts the same weights differently: q, k and v are three layers, and
+ * every block carries an embedder of timestep and label of its own. Those are copies of one in everything converted from the
+ * authors' files, and then become one again; where they differ (a model trained in diffusers) they stay as blocks.N.t_embedder
+ * and blocks.N.y_embedder. The final layer uses block 0's.
  */
 #include "core/io/layout.h"
 
@@ -54,14 +56,18 @@ static int refuse_twins(const struct tensor_table *table, struct err *e) {
     int rc = OK;
     for (int i = 1; i < table->n && rc == OK; i++)
         if (strcmp(names[i - 1], names[i]) == 0)
-            rc = err_param(e, E_FORMAT, names[i], "tensor '%s' appears twice once prefixes like 'module.' are taken off", names[i]);
+            rc = err_param(e, E_FORMAT, names[i], "tensor '%s' appears twice once prefixes like 'module.' are taken off",
+                           names[i]);
     mem_free(names);
     return rc;
 }
 
 /* ---- diffusers ---- */
 
-static const struct { const char *theirs, *ours; } outer[] = { // whole names
+static const struct {
+    const char *theirs, *ours;
+} outer[] = {
+    // whole names
     {"pos_embed.proj.weight", "x_embedder.proj.weight"},
     {"pos_embed.proj.bias", "x_embedder.proj.bias"},
     {"proj_out_1.weight", "final_layer.adaLN_modulation.1.weight"},
@@ -69,7 +75,10 @@ static const struct { const char *theirs, *ours; } outer[] = { // whole names
     {"proj_out_2.weight", "final_layer.linear.weight"},
     {"proj_out_2.bias", "final_layer.linear.bias"},
 };
-static const struct { const char *theirs, *ours; } inner[] = { // below transformer_blocks.N., before ".weight" or ".bias"
+static const struct {
+    const char *theirs, *ours;
+} inner[] = {
+    // below transformer_blocks.N., before ".weight" or ".bias"
     {"norm1.emb.timestep_embedder.linear_1", "t_embedder.mlp.0"},
     {"norm1.emb.timestep_embedder.linear_2", "t_embedder.mlp.2"},
     {"norm1.emb.class_embedder.embedding_table", "y_embedder.embedding_table"},
@@ -108,7 +117,8 @@ static int rename_inner(struct layout *l, struct tensor *t, const char *below, s
     int block = leading_number(below, &rest);
     for (size_t i = 0; block >= 0 && i < COUNT(inner); i++) {
         size_t n = strlen(inner[i].theirs);
-        if (strncmp(rest, inner[i].theirs, n) != 0 || (strcmp(rest + n, ".weight") != 0 && strcmp(rest + n, ".bias") != 0)) continue;
+        if (strncmp(rest, inner[i].theirs, n) != 0 || (strcmp(rest + n, ".weight") != 0 && strcmp(rest + n, ".bias") != 0))
+            continue;
         char *name = mem_printf("blocks.%d.%s%s", block, inner[i].ours, rest + n);
         t->name = name ? name : t->name;
         return own(l, name, e);
@@ -123,7 +133,8 @@ static int rename_diffusers(struct layout *l, struct tensor_table *table, struct
         size_t k = 0;
         while (k < COUNT(outer) && strcmp(t->name, outer[k].theirs) != 0) k++;
         if (k < COUNT(outer)) t->name = outer[k].ours;
-        else if (!skip(&below, "transformer_blocks.")) return err_param(e, E_CONFLICT, t->name, "tensor '%s' has no place in diffusers' DiT", t->name);
+        else if (!skip(&below, "transformer_blocks."))
+            return err_param(e, E_CONFLICT, t->name, "tensor '%s' has no place in diffusers' DiT", t->name);
         else if (rename_inner(l, t, below, e)) return e->status;
     }
     return OK;
@@ -146,11 +157,15 @@ static int merge_qkv(struct layout *l, struct tensor_table *table, int block, co
         char name[32];
         snprintf(name, sizeof name, "attn.%s.%s", letters[i], kind);
         if (!(part[i] = find(table, block, name)))
-            return err_param(e, E_CONFLICT, name, "tensor 'transformer_blocks.%d.attn1.to_%s.%s' is missing", block, letters[i], kind);
+            return err_param(e, E_CONFLICT, name, "tensor 'transformer_blocks.%d.attn1.to_%s.%s' is missing", block, letters[i],
+                             kind);
         if (part[i]->dtype != part[0]->dtype || !tensor_shape_is(part[i], part[0]->ndim, part[0]->shape) || part[0]->ndim < 1)
-            return err_param(e, E_CONFLICT, part[i]->name, "tensor '%s' differs from its block's query in shape or dtype", part[i]->name);
-        if (part[i]->shape[0] < 0 || part[i]->shape[0] > 1 << 24) return err_param(e, E_RANGE, part[i]->name, "tensor '%s' is too large", part[i]->name);
-        if (add_overflows(bytes, part[i]->bytes, &bytes)) return err_param(e, E_RANGE, part[i]->name, "tensor '%s' is too large", part[i]->name);
+            return err_param(e, E_CONFLICT, part[i]->name, "tensor '%s' differs from its block's query in shape or dtype",
+                             part[i]->name);
+        if (part[i]->shape[0] < 0 || part[i]->shape[0] > 1 << 24)
+            return err_param(e, E_RANGE, part[i]->name, "tensor '%s' is too large", part[i]->name);
+        if (add_overflows(bytes, part[i]->bytes, &bytes))
+            return err_param(e, E_RANGE, part[i]->name, "tensor '%s' is too large", part[i]->name);
         count += part[i]->count;
     }
     char *data = mem_alloc(bytes), *name = mem_printf("blocks.%d.attn.qkv.%s", block, kind), *at = data;
@@ -168,11 +183,12 @@ static int merge_qkv(struct layout *l, struct tensor_table *table, int block, co
     return OK;
 }
 
-static const char *const embedder[] = {"t_embedder.mlp.0.weight", "t_embedder.mlp.0.bias", "t_embedder.mlp.2.weight", "t_embedder.mlp.2.bias",
-                                       "y_embedder.embedding_table.weight"};
+static const char *const embedder[] = {"t_embedder.mlp.0.weight", "t_embedder.mlp.0.bias", "t_embedder.mlp.2.weight",
+                                       "t_embedder.mlp.2.bias", "y_embedder.embedding_table.weight"};
 
 static bool same(const struct tensor *a, const struct tensor *b) {
-    return a && b && a->dtype == b->dtype && tensor_shape_is(a, b->ndim, b->shape) && a->bytes == b->bytes && memcmp(a->data, b->data, a->bytes) == 0;
+    return a && b && a->dtype == b->dtype && tensor_shape_is(a, b->ndim, b->shape) && a->bytes == b->bytes &&
+           memcmp(a->data, b->data, a->bytes) == 0;
 }
 
 static bool embedders_are_copies(struct tensor_table *table, int blocks) {

@@ -12,7 +12,8 @@ struct layout { // what the table needs beside the file's own bytes; zero is val
     int n_owned;
     const char *name; // "" for the authors' names, "diffusers"
 };
-// Renames (in place) and, for diffusers, merges and drops tensors. Names stay borrowed where they can. On failure layout_free all the same.
+// Renames (in place) and, for diffusers, merges and drops tensors. Names stay borrowed where they can. On failure layout_free all
+// the same.
 int layout_settle(struct layout *, struct tensor_table *, struct err *);
 void layout_free(struct layout *);
 

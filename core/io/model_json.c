@@ -15,8 +15,8 @@
 #include "core/io/jsonio.h"
 #include "core/io/model_dir.h"
 
-#define MAX_LABEL 200 // bytes of one name
-#define MAX_NAMES 64  // of one class
+#define MAX_LABEL 200  // bytes of one name
+#define MAX_NAMES 64   // of one class
 #define MAX_KNOTS 4096 // of the loss curve
 
 struct reader { // one JSON object with its place in the document
@@ -124,8 +124,8 @@ static int parse_decoder(struct arch *a, const char *family, struct reader *top)
 }
 
 static int parse_arch(struct arch *a, const char *family, struct reader *top) {
-    static const char *const known[] = {"input_size", "patch_size",  "in_channels",   "hidden_size", "depth", "num_heads",
-                                        "mlp_ratio",  "num_classes", "class_dropout", "learn_sigma", "block", "decoder",
+    static const char *const known[] = {"input_size",      "patch_size",  "in_channels",   "hidden_size", "depth", "num_heads",
+                                        "mlp_ratio",       "num_classes", "class_dropout", "learn_sigma", "block", "decoder",
                                         "block_embedders", NULL};
     struct reader r;
     int rc = get_object(top, "architecture", "architecture.", &r);
@@ -256,9 +256,11 @@ static bool is_file_name(const char *s) {
 static bool is_digest(const char *s) { return strlen(s) == 64 && strspn(s, "0123456789abcdef") == 64; }
 
 static int parse_kind(struct model_desc *d, struct reader *r) {
-    static const char *const families[] = {"sit", "dit", "maskdit", "sd-dit", NULL}, *const paths[] = {"linear", "gvp", "vp", NULL},
+    static const char *const families[] = {"sit", "dit", "maskdit", "sd-dit", NULL},
+                             *const paths[] = {"linear", "gvp", "vp", NULL},
                              *const predictions[] = {"velocity", "noise", "score", NULL};
-    int rc = get_choice(r, "family", d->family, sizeof d->family, families, "must be \"sit\", \"dit\", \"maskdit\" or \"sd-dit\"");
+    int rc =
+        get_choice(r, "family", d->family, sizeof d->family, families, "must be \"sit\", \"dit\", \"maskdit\" or \"sd-dit\"");
     if (rc == OK && strcmp(d->family, "sit") == 0) {
         rc = get_choice(r, "path", d->path, sizeof d->path, paths, "must be \"linear\", \"gvp\" or \"vp\"");
         if (rc == OK)
@@ -279,9 +281,12 @@ static int parse_variant(struct model_desc *d, struct reader *r) {
     static const char *const times[] = {"forward", "reversed", NULL}, *const compats[] = {"diffusers", NULL};
     char time[16] = "forward", compat[16] = "";
     int rc = OK;
-    if (json_object_get(r->obj, "time")) rc = get_choice(r, "time", time, sizeof time, times, "must be \"forward\" or \"reversed\"");
-    if (rc == OK && json_object_get(r->obj, "compat")) rc = get_choice(r, "compat", compat, sizeof compat, compats, "must be \"diffusers\"");
-    if (rc == OK && compat[0] && strcmp(d->family, "dit") != 0) rc = refuse(r, E_CONFLICT, "compat", "applies to family \"dit\" only");
+    if (json_object_get(r->obj, "time"))
+        rc = get_choice(r, "time", time, sizeof time, times, "must be \"forward\" or \"reversed\"");
+    if (rc == OK && json_object_get(r->obj, "compat"))
+        rc = get_choice(r, "compat", compat, sizeof compat, compats, "must be \"diffusers\"");
+    if (rc == OK && compat[0] && strcmp(d->family, "dit") != 0)
+        rc = refuse(r, E_CONFLICT, "compat", "applies to family \"dit\" only");
     d->arch.reversed = strcmp(time, "reversed") == 0;
     d->arch.negated = d->arch.reversed && strcmp(d->prediction, "velocity") == 0;
     d->arch.diffusers = compat[0] != 0;
@@ -355,8 +360,9 @@ static int parse_loss_curve(struct model_desc *d, struct reader *r) {
 }
 
 static int parse_root(struct model_desc *d, struct reader *r) {
-    static const char *const known[] = {"format", "family", "architecture", "path", "prediction", "time", "compat", "guidance", "latent",
-                                        "loss_curve", "labels", "default", "weights", "step", NULL};
+    static const char *const known[] = {"format", "family",  "architecture", "path",   "prediction",
+                                        "time",   "compat",  "guidance",     "latent", "loss_curve",
+                                        "labels", "default", "weights",      "step",   NULL};
     struct reader weights;
     int64_t format;
     if (!json_is_object(r->obj)) return err_set(r->e, E_FORMAT, "model.json is not a JSON object");
@@ -429,8 +435,9 @@ static json_t *dump_arch(const struct arch *a) {
     if (a->block != BLOCK_ADALN_ZERO) ok = ok && put(root, "block", json_string(arch_block_name(a->block)));
     if (a->block_embedders) ok = ok && put(root, "block_embedders", json_true());
     if (a->decoder.depth)
-        ok = ok && put(root, "decoder", json_pack("{s:i, s:i, s:i}", "hidden_size", a->decoder.hidden_size, "depth",
-                                                  a->decoder.depth, "num_heads", a->decoder.num_heads));
+        ok = ok && put(root, "decoder",
+                       json_pack("{s:i, s:i, s:i}", "hidden_size", a->decoder.hidden_size, "depth", a->decoder.depth, "num_heads",
+                                 a->decoder.num_heads));
     if (ok) return root;
     json_decref(root);
     return NULL;
@@ -447,7 +454,8 @@ static json_t *dump_latent(const struct latent *l, int channels) {
     json_t *root = json_object();
     bool ok = root;
     if (l->vae_file[0]) ok = ok && put(root, "vae", json_pack("{s:s, s:s}", "file", l->vae_file, "sha256", l->vae_sha256));
-    if (l->mean) ok = ok && put(root, "mean", dump_numbers(l->mean, channels)) && put(root, "std", dump_numbers(l->std, channels));
+    if (l->mean)
+        ok = ok && put(root, "mean", dump_numbers(l->mean, channels)) && put(root, "std", dump_numbers(l->std, channels));
     else ok = ok && put(root, "scale", json_real(l->scale));
     if (ok) return root;
     json_decref(root);
@@ -478,7 +486,8 @@ char *model_desc_dump(const struct model_desc *d, struct err *e) {
     if (d->is_default) ok = ok && put(root, "default", json_true());
     ok = ok && put(root, "weights", json_pack("{s:s, s:s}", "file", d->weights_file, "sha256", d->weights_sha256));
     ok = ok && put(root, "step", json_integer(d->step));
-    char *dumped = ok ? jsonio_dump(root, JSON_INDENT(2) | JSON_REAL_PRECISION(15)) : NULL, *text = dumped ? mem_printf("%s\n", dumped) : NULL;
+    char *dumped = ok ? jsonio_dump(root, JSON_INDENT(2) | JSON_REAL_PRECISION(15)) : NULL,
+         *text = dumped ? mem_printf("%s\n", dumped) : NULL;
     mem_free(dumped);
     json_decref(root);
     if (!text) err_set(e, E_NOMEM, "model.json cannot be made: no memory, or a label that is not UTF-8");

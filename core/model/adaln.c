@@ -2,13 +2,16 @@
 /*
  * adaln: DiT and SiT with adaLN-Zero or adaLN blocks, and MaskDiT's encoder and decoder (models-and-math 1.6, 1.7, 1.11, 5).
  *
- * A row's modulation vectors lie one after the other in the order of use: each block's, then the final layer's shift and scale (with a decoder:
- * the decoder layer's, the decoder's blocks', the final layer's). Each block's gate is fused with the norm that follows it: attention's gate with the
- * MLP's norm, the MLP's gate with the next block's norm, the last with the final layer's, whose shift and scale lie where a next block's would.
+ * A row's modulation vectors lie one after the other in the order of use: each block's, then the final layer's shift and scale
+ * (with a decoder: the decoder layer's, the decoder's blocks', the final layer's). Each block's gate is fused with the norm that
+ * follows it: attention's gate with the MLP's norm, the MLP's gate with the next block's norm, the last with the final layer's,
+ * whose shift and scale lie where a next block's would.
  */
 #include "core/model/dit_int.h"
 
-struct vectors { const float *shift1, *scale1, *gate1, *shift2, *scale2, *gate2; };
+struct vectors {
+    const float *shift1, *scale1, *gate1, *shift2, *scale2, *gate2;
+};
 
 static struct vectors vectors_at(const struct dit *m, const float *mod, int C, const float *ones) {
     if (m->a.block == BLOCK_ADALN) return (struct vectors){mod, mod + C, ones, mod + 2 * C, mod + 3 * C, ones};
@@ -16,8 +19,8 @@ static struct vectors vectors_at(const struct dit *m, const float *mod, int C, c
 }
 
 // norm holds the first block's modulated input and is left holding the next layer's. *mod moves to that layer's vectors.
-static int stage_blocks(struct kern *k, const struct dit *m, const struct dit_stage *g, struct dit_scratch *s, float *stream, const float **mod, size_t step,
-                        const float *ones, int n) {
+static int stage_blocks(struct kern *k, const struct dit *m, const struct dit_stage *g, struct dit_scratch *s, float *stream,
+                        const float **mod, size_t step, const float *ones, int n) {
     int T = m->T, C = g->C, ld = m->mod_ld;
     for (int i = 0; i < g->depth; i++) {
         const struct dit_block *b = &g->blocks[i];
@@ -34,7 +37,8 @@ static int stage_blocks(struct kern *k, const struct dit *m, const struct dit_st
     return KERN_OK;
 }
 
-// From the encoder's normed output: the decoder's stream, its own positions, its blocks (MaskDiT sec. 3; at sampling no token is masked).
+// From the encoder's normed output: the decoder's stream, its own positions, its blocks (MaskDiT sec. 3; at sampling no token is
+// masked).
 static int decode(struct kern *k, const struct dit *m, struct dit_scratch *s, const float *mod, int n) {
     int D = m->decoder.C;
     TRY(k->linear(k, m->to_decoder, s->decoder_stream, s->norm, n, NULL));

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 /*
- * cross: the DiT paper's cross-attention blocks (sec. 3.2): after self-attention, every token attends to a sequence of two, the vectors of timestep and
- * label. Norms are affine, one before each of the three parts. The keys and values of all blocks are one product, made with the rest of
- * the conditioning (dit.c): token j of row r at context_kv + (2r + j)*ld, block i's at 2*C*i. Gates of one as in in_context.c.
+ * cross: the DiT paper's cross-attention blocks (sec. 3.2): after self-attention, every token attends to a sequence of two, the
+ * vectors of timestep and label. Norms are affine, one before each of the three parts. The keys and values of all blocks are one
+ * product, made with the rest of the conditioning (dit.c): token j of row r at context_kv + (2r + j)*ld, block i's at 2*C*i.
+ * Gates of one as in in_context.c.
  */
 #include "core/model/dit_int.h"
 
@@ -25,11 +26,13 @@ int cross_rows(struct kern *k, void *ctx, int r0, int n, int s0) {
         TRY(k->linear(k, b->qkv, s.qkv, s.norm, n, NULL));
         TRY(k->attention(k, s.attn, s.qkv, n, T, H, C / H, NULL));
         TRY(k->linear(k, b->proj, s.hidden, s.attn, n, NULL));
-        TRY(k->gate_norm(k, s.norm, s.stream, s.hidden, m->ones, b->norm_cross.shift, b->norm_cross.scale, 0, n, T, C, DIT_EPS, NULL, NULL));
+        TRY(k->gate_norm(k, s.norm, s.stream, s.hidden, m->ones, b->norm_cross.shift, b->norm_cross.scale, 0, n, T, C, DIT_EPS,
+                         NULL, NULL));
         TRY(k->linear(k, b->cross_q, s.qkv, s.norm, n, NULL));
         TRY(k->cross_attention(k, s.attn, s.qkv, kv, ld, n, T, DIT_CONTEXT, H, C / H));
         TRY(k->linear(k, b->cross_proj, s.hidden, s.attn, n, NULL));
-        TRY(k->gate_norm(k, s.norm, s.stream, s.hidden, m->ones, b->norm2.shift, b->norm2.scale, 0, n, T, C, DIT_EPS, NULL, NULL));
+        TRY(k->gate_norm(k, s.norm, s.stream, s.hidden, m->ones, b->norm2.shift, b->norm2.scale, 0, n, T, C, DIT_EPS, NULL,
+                         NULL));
         TRY(k->linear(k, b->fc1, s.mlp, s.norm, n, NULL));
         TRY(k->linear(k, b->fc2, s.hidden, s.mlp, n, NULL));
         TRY(k->gate_norm(k, s.norm, s.stream, s.hidden, m->ones, norm->shift, norm->scale, 0, n, T, C, DIT_EPS, NULL, NULL));

@@ -2,15 +2,17 @@
 /*
  * dit: one forward pass of a network of the DiT kind, on any back end.
  *
- * Two phases. The conditioning of all rows comes first, as a handful of wide products: timestep -> MLP, plus the label's vector, SiLU, then ONE
- * product that gives every block's modulation vectors and the final layer's (adaLN); or, for cross-attention, one that gives every block's keys and
- * values. Then k->rows walks the tokens by the listing of the design (adaln.c, in_context.c, cross.c): each lane takes some rows through the whole
- * network, so that on the CPU one row's activations stay in one core's cache and no thread waits for another inside a forward pass.
+ * Two phases. The conditioning of all rows comes first, as a handful of wide products: timestep -> MLP, plus the label's vector,
+ * SiLU, then ONE product that gives every block's modulation vectors and the final layer's (adaLN); or, for cross-attention, one
+ * that gives every block's keys and values. Then k->rows walks the tokens by the listing of the design (adaln.c, in_context.c,
+ * cross.c): each lane takes some rows through the whole network, so that on the CPU one row's activations stay in one core's
+ * cache and no thread waits for another inside a forward pass.
  *
  * The residual stream is float32; what products read and write between (norm, qkv, attention, MLP) is in k->act.
  *
- * Time that runs from data to noise inside the network (REPA) is turned here, t -> 1 - t, and the velocity's sign with the last layer's weights, so that
- * nobody above knows of it. diffusers' timestep frequencies are computed on the host: 256 numbers a row, for parity only.
+ * Time that runs from data to noise inside the network (REPA) is turned here, t -> 1 - t, and the velocity's sign with the last
+ * layer's weights, so that nobody above knows of it. diffusers' timestep frequencies are computed on the host: 256 numbers a row,
+ * for parity only.
  */
 #include <math.h>
 #include <string.h>
@@ -23,7 +25,11 @@
 
 int dit_failed(const struct dit *m, int rc, struct err *e) {
     const struct kern *k = m->k;
-    return err_set(e, rc == KERN_ENOMEM ? E_NOMEM : rc == KERN_EUNSUPPORTED ? E_UNSUPPORTED : E_DEVICE, "%s: %s", k->name, k->why);
+    return err_set(e,
+                   rc == KERN_ENOMEM         ? E_NOMEM
+                   : rc == KERN_EUNSUPPORTED ? E_UNSUPPORTED
+                                             : E_DEVICE,
+                   "%s: %s", k->name, k->why);
 }
 
 int dit_buffer(struct dit *m, void *out, size_t bytes, struct err *e) {
@@ -44,7 +50,10 @@ int dit_buffer_from(struct dit *m, float **out, const float *host, size_t count,
     return rc ? dit_failed(m, rc, e) : OK;
 }
 
-struct wanted { void *out; size_t bytes; };
+struct wanted {
+    void *out;
+    size_t bytes;
+};
 
 static int reserve_all(struct dit *m, const struct wanted *w, size_t n, struct err *e) {
     for (size_t i = 0; i < n; i++)
@@ -79,8 +88,10 @@ static int reserve_lines(struct dit *m, struct err *e) {
 }
 
 static int reserve_scratch(struct dit *m, struct err *e) {
-    size_t rows = (size_t)m->k->rows_scratch(m->k, m->max_rows), lines = rows * (size_t)m->L, f = sizeof(float), act = kern_dtype_size(m->k->act);
-    size_t C = (size_t)m->encoder.C, D = (size_t)m->decoder.C, widest = larger(C, D), mlp = larger((size_t)m->encoder.MLP, (size_t)m->decoder.MLP);
+    size_t rows = (size_t)m->k->rows_scratch(m->k, m->max_rows), lines = rows * (size_t)m->L, f = sizeof(float),
+           act = kern_dtype_size(m->k->act);
+    size_t C = (size_t)m->encoder.C, D = (size_t)m->decoder.C, widest = larger(C, D),
+           mlp = larger((size_t)m->encoder.MLP, (size_t)m->decoder.MLP);
     size_t patch2 = (size_t)m->P * (size_t)m->P;
     const struct wanted wanted[] = {
         {&m->patches, lines * (size_t)m->a.in_channels * patch2 * f},
@@ -98,7 +109,8 @@ static int reserve_scratch(struct dit *m, struct err *e) {
 
 struct dit_scratch dit_scratch_at(const struct dit *m, int s0) {
     size_t line = (size_t)s0 * (size_t)m->L, act = kern_dtype_size(m->k->act), patch2 = (size_t)m->P * (size_t)m->P;
-    size_t C = (size_t)m->encoder.C, D = (size_t)m->decoder.C, widest = larger(C, D), mlp = larger((size_t)m->encoder.MLP, (size_t)m->decoder.MLP);
+    size_t C = (size_t)m->encoder.C, D = (size_t)m->decoder.C, widest = larger(C, D),
+           mlp = larger((size_t)m->encoder.MLP, (size_t)m->decoder.MLP);
     return (struct dit_scratch){
         .patches = m->patches + line * (size_t)m->a.in_channels * patch2,
         .stream = m->stream + line * C,
@@ -139,7 +151,8 @@ static struct dit_stage stage(int width, int heads, int depth, double mlp_ratio)
     return (struct dit_stage){.C = width, .H = heads, .depth = depth, .MLP = (int)llround(width * mlp_ratio)};
 }
 
-int dit_new(struct dit **out, struct kern *k, const struct arch *a, const struct tensor_table *w, int keep, int max_rows, struct err *e) {
+int dit_new(struct dit **out, struct kern *k, const struct arch *a, const struct tensor_table *w, int keep, int max_rows,
+            struct err *e) {
     *out = NULL;
     struct err local = {0};
     if (!e) e = &local;
@@ -148,7 +161,13 @@ int dit_new(struct dit **out, struct kern *k, const struct arch *a, const struct
     struct dit *m = mem_alloc(sizeof *m);
     if (!m) return err_set(e, E_NOMEM, "no memory for a model");
     int side = a->input_size / a->patch_size;
-    *m = (struct dit){.k = k, .a = *a, .T = side * side, .P = a->patch_size, .out_channels = dit_channels(a), .keep = keep, .max_rows = max_rows};
+    *m = (struct dit){.k = k,
+                      .a = *a,
+                      .T = side * side,
+                      .P = a->patch_size,
+                      .out_channels = dit_channels(a),
+                      .keep = keep,
+                      .max_rows = max_rows};
     m->L = m->T + (a->block == BLOCK_IN_CONTEXT ? DIT_CONTEXT : 0);
     m->eps_mlp = a->diffusers ? DIT_EPS_MLP_DIFFUSERS : DIT_EPS;
     m->encoder = stage(a->hidden_size, a->num_heads, a->depth, a->mlp_ratio);
@@ -224,17 +243,19 @@ static int conditioning(struct dit *m, int R) {
 }
 
 static int evaluate(struct dit *m, int R) {
-    static kern_rows_fn *const listings[BLOCK_COUNT] = {
-        [BLOCK_ADALN_ZERO] = adaln_rows, [BLOCK_ADALN] = adaln_rows, [BLOCK_CROSS_ATTENTION] = cross_rows, [BLOCK_IN_CONTEXT] = in_context_rows};
+    static kern_rows_fn *const listings[BLOCK_COUNT] = {[BLOCK_ADALN_ZERO] = adaln_rows,
+                                                        [BLOCK_ADALN] = adaln_rows,
+                                                        [BLOCK_CROSS_ATTENTION] = cross_rows,
+                                                        [BLOCK_IN_CONTEXT] = in_context_rows};
     TRY(conditioning(m, R));
     return m->k->rows(m->k, R, listings[m->a.block], m);
 }
 
 /* ---- graphs ----
  *
- * On a back end that records (a GPU), a forward pass is replayed as one piece: its few hundred launches would cost more than two rows' arithmetic.
- * Sizes 1, 2, 3, 4, 6, 8, 12, 16, 24, ... are recorded at load; a batch runs as the next size up. The rows that fill it hold whatever an earlier
- * batch left there: rows do not depend on each other, and theirs are not read.
+ * On a back end that records (a GPU), a forward pass is replayed as one piece: its few hundred launches would cost more than two
+ * rows' arithmetic. Sizes 1, 2, 3, 4, 6, 8, 12, 16, 24, ... are recorded at load; a batch runs as the next size up. The rows that
+ * fill it hold whatever an earlier batch left there: rows do not depend on each other, and theirs are not read.
  */
 static int graph_rows(int R) {
     int below = 1;
@@ -294,14 +315,16 @@ static double stage_macs(double L, double C, double depth, double mlp_ratio, dou
 }
 
 double dit_flops(const struct arch *a) {
-    static const int vectors[BLOCK_COUNT] = {[BLOCK_ADALN_ZERO] = 6, [BLOCK_ADALN] = 4, [BLOCK_CROSS_ATTENTION] = 2 * DIT_CONTEXT};
+    static const int vectors[BLOCK_COUNT] = {
+        [BLOCK_ADALN_ZERO] = 6, [BLOCK_ADALN] = 4, [BLOCK_CROSS_ATTENTION] = 2 * DIT_CONTEXT};
     double side = a->input_size / a->patch_size, T = side * side, C = a->hidden_size, D = a->decoder.hidden_size;
     double patch2 = (double)a->patch_size * a->patch_size, L = T + (a->block == BLOCK_IN_CONTEXT ? DIT_CONTEXT : 0);
     double macs = stage_macs(L, C, a->depth, a->mlp_ratio, vectors[a->block], C);
     if (a->block == BLOCK_CROSS_ATTENTION) macs += a->depth * (2 * T * C * C + 2 * T * DIT_CONTEXT * C);
     if (a->decoder.depth) macs += stage_macs(T, D, a->decoder.depth, a->mlp_ratio, 6, C) + T * C * D + 2 * C * C;
     macs += T * patch2 * (C * a->in_channels + (a->decoder.depth ? D : C) * dit_channels(a)); // both ends
-    macs += (a->block_embedders ? a->depth : 1) * (C * DIT_FREQUENCIES + C * C); // timestep
-    if (a->block == BLOCK_ADALN_ZERO || a->block == BLOCK_ADALN) macs += 2 * C * (a->decoder.depth ? D : C); // the final layer's vectors
+    macs += (a->block_embedders ? a->depth : 1) * (C * DIT_FREQUENCIES + C * C);              // timestep
+    if (a->block == BLOCK_ADALN_ZERO || a->block == BLOCK_ADALN)
+        macs += 2 * C * (a->decoder.depth ? D : C); // the final layer's vectors
     return 2 * macs;
 }

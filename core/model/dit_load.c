@@ -2,8 +2,8 @@
 /*
  * dit_load: from a table of tensors to layers on the back end.
  *
- * Every weight is checked to be finite on its way: the exponent bits tell, whatever the type. Weights in float32, float16 and bfloat16 go to
- * linear_new as they lie; others, stacks of unlike types and negated ones go through float32.
+ * Every weight is checked to be finite on its way: the exponent bits tell, whatever the type. Weights in float32, float16 and
+ * bfloat16 go to linear_new as they lie; others, stacks of unlike types and negated ones go through float32.
  */
 #include <math.h>
 #include <stdio.h>
@@ -57,9 +57,14 @@ static int floats(float **out, const struct tensor_table *w, const char *name, s
 /* ---- products ---- */
 
 // Weights of one layer in one host buffer of one type that linear_new takes.
-struct stack { void *data; enum kern_dtype type; bool owned; };
+struct stack {
+    void *data;
+    enum kern_dtype type;
+    bool owned;
+};
 
-// A layer made of several: the outputs of NAME.weight, NAME.bias of each name one after the other, then `ones` outputs that are always 1.
+// A layer made of several: the outputs of NAME.weight, NAME.bias of each name one after the other, then `ones` outputs that are
+// always 1.
 struct parts {
     const layer_name *names;
     int n, ones;
@@ -117,7 +122,8 @@ static int own_layer(struct dit *m, struct kern_linear *layer, struct err *e) {
     return OK;
 }
 
-static int make_linear(struct dit *m, struct kern_linear **out, const struct kern_linear_spec *spec, const void *w, const float *b, struct err *e) {
+static int make_linear(struct dit *m, struct kern_linear **out, const struct kern_linear_spec *spec, const void *w,
+                       const float *b, struct err *e) {
     struct kern_linear *layer;
     int rc = m->k->linear_new(m->k, spec, w, b, &layer);
     if (rc) return dit_failed(m, rc, e);
@@ -127,8 +133,8 @@ static int make_linear(struct dit *m, struct kern_linear **out, const struct ker
     return OK;
 }
 
-static int linear_load(struct dit *m, struct kern_linear **out, const struct tensor_table *w, const struct parts *p, struct kern_linear_spec spec,
-                       struct err *e) {
+static int linear_load(struct dit *m, struct kern_linear **out, const struct tensor_table *w, const struct parts *p,
+                       struct kern_linear_spec spec, struct err *e) {
     const struct tensor **t = mem_array((size_t)p->n * 2, sizeof(const struct tensor *));
     struct stack weight = {0};
     float *b = NULL;
@@ -183,7 +189,8 @@ static int load_positions(struct dit *m, float **out, const struct tensor_table 
     return rc;
 }
 
-// MaskDiT's labels are a layer on one-hot rows: its weight [C, classes] is a table lying on its side, and its null class a row of zeros.
+// MaskDiT's labels are a layer on one-hot rows: its weight [C, classes] is a table lying on its side, and its null class a row of
+// zeros.
 static int labels_upright(float **table, int C, int classes, struct err *e) {
     float *lying = *table, *t = mem_array((size_t)(classes + 1) * (size_t)C, sizeof *t);
     if (!t) return err_set(e, E_NOMEM, "no memory for the label table");
@@ -207,9 +214,11 @@ static int load_labels(struct dit *m, struct dit_embedder *em, const struct tens
     return rc;
 }
 
-static int load_embedder(struct dit *m, struct dit_embedder *em, const struct tensor_table *w, const char *prefix, struct err *e) {
+static int load_embedder(struct dit *m, struct dit_embedder *em, const struct tensor_table *w, const char *prefix,
+                         struct err *e) {
     int C = m->encoder.C;
-    struct kern_linear_spec t1 = {.out = C, .in = DIT_FREQUENCIES, .unit = KERN_VEC, .act = KERN_SILU, .x_f32 = true, .y_f32 = true};
+    struct kern_linear_spec t1 = {
+        .out = C, .in = DIT_FREQUENCIES, .unit = KERN_VEC, .act = KERN_SILU, .x_f32 = true, .y_f32 = true};
     struct kern_linear_spec t2 = {.out = C, .in = C, .unit = KERN_VEC, .x_f32 = true, .y_f32 = true};
     if (one_linear(m, &em->t1, w, prefix, "t_embedder.mlp.0", t1, e)) return e->status;
     if (one_linear(m, &em->t2, w, prefix, "t_embedder.mlp.2", t2, e)) return e->status;
@@ -291,7 +300,8 @@ static int load_conditioning(struct dit *m, const struct tensor_table *w, struct
 
 /* ---- blocks ---- */
 
-static int load_affine(struct dit *m, struct dit_affine *n, const struct tensor_table *w, const char *prefix, const char *name, struct err *e) {
+static int load_affine(struct dit *m, struct dit_affine *n, const struct tensor_table *w, const char *prefix, const char *name,
+                       struct err *e) {
     char whole[128];
     float *host = NULL;
     size_t C = (size_t)m->encoder.C;
@@ -308,14 +318,17 @@ static int load_affine(struct dit *m, struct dit_affine *n, const struct tensor_
     return rc;
 }
 
-static int load_block(struct dit *m, const struct dit_stage *g, struct dit_block *b, const struct tensor_table *w, const char *prefix, struct err *e) {
-    struct { struct kern_linear **out; const char *name; int rows, cols; enum kern_act act; } layers[] = {
-        {&b->qkv, "attn.qkv", 3 * g->C, g->C, KERN_NONE},
-        {&b->proj, "attn.proj", g->C, g->C, KERN_NONE},
-        {&b->fc1, "mlp.fc1", g->MLP, g->C, KERN_GELU_TANH},
-        {&b->fc2, "mlp.fc2", g->C, g->MLP, KERN_NONE},
-        {&b->cross_q, "cross_attn.q", g->C, g->C, KERN_NONE},
-        {&b->cross_proj, "cross_attn.proj", g->C, g->C, KERN_NONE},
+static int load_block(struct dit *m, const struct dit_stage *g, struct dit_block *b, const struct tensor_table *w,
+                      const char *prefix, struct err *e) {
+    struct {
+        struct kern_linear **out;
+        const char *name;
+        int rows, cols;
+        enum kern_act act;
+    } layers[] = {
+        {&b->qkv, "attn.qkv", 3 * g->C, g->C, KERN_NONE},     {&b->proj, "attn.proj", g->C, g->C, KERN_NONE},
+        {&b->fc1, "mlp.fc1", g->MLP, g->C, KERN_GELU_TANH},   {&b->fc2, "mlp.fc2", g->C, g->MLP, KERN_NONE},
+        {&b->cross_q, "cross_attn.q", g->C, g->C, KERN_NONE}, {&b->cross_proj, "cross_attn.proj", g->C, g->C, KERN_NONE},
     };
     bool cross = m->a.block == BLOCK_CROSS_ATTENTION;
     for (size_t i = 0; i < (cross ? 6 : 4); i++) {
@@ -344,7 +357,8 @@ static int load_ends(struct dit *m, const struct tensor_table *w, struct err *e)
     struct kern_linear_spec last = {.out = m->out_channels * patch2, .in = last_in, .unit = m->T, .y_f32 = true};
     static const layer_name last_name[1] = {"final_layer.linear"};
     if (one_linear(m, &m->patch, w, "", "x_embedder.proj", patch, e)) return e->status;
-    if (linear_load(m, &m->last, w, &(struct parts){.names = last_name, .n = 1, .negated = m->a.negated}, last, e)) return e->status;
+    if (linear_load(m, &m->last, w, &(struct parts){.names = last_name, .n = 1, .negated = m->a.negated}, last, e))
+        return e->status;
     if (load_positions(m, &m->pos, w, "pos_embed", C, e)) return e->status;
     return is_affine(&m->a) ? load_affine(m, &m->norm_final, w, "", "final_layer.norm_final", e) : OK;
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * in_context: the DiT paper's in-context conditioning (sec. 3.2): the vectors of timestep and label are two more tokens, behind the image's, in a
- * plain ViT with affine norms; both are dropped after the last block. The paper does not say where they stand; attention does not care.
- * A gate of one and vectors that all rows share (ld 0) make the adaLN ops serve here.
+ * in_context: the DiT paper's in-context conditioning (sec. 3.2): the vectors of timestep and label are two more tokens, behind
+ * the image's, in a plain ViT with affine norms; both are dropped after the last block. The paper does not say where they stand;
+ * attention does not care. A gate of one and vectors that all rows share (ld 0) make the adaLN ops serve here.
  */
 #include "core/model/dit_int.h"
 
@@ -29,7 +29,8 @@ int in_context_rows(struct kern *k, void *ctx, int r0, int n, int s0) {
         TRY(k->linear(k, b->qkv, s.qkv, s.norm, n, NULL));
         TRY(k->attention(k, s.attn, s.qkv, n, L, g->H, C / g->H, NULL));
         TRY(k->linear(k, b->proj, s.hidden, s.attn, n, NULL));
-        TRY(k->gate_norm(k, s.norm, s.stream, s.hidden, m->ones, b->norm2.shift, b->norm2.scale, 0, n, L, C, DIT_EPS, NULL, NULL));
+        TRY(k->gate_norm(k, s.norm, s.stream, s.hidden, m->ones, b->norm2.shift, b->norm2.scale, 0, n, L, C, DIT_EPS, NULL,
+                         NULL));
         TRY(k->linear(k, b->fc1, s.mlp, s.norm, n, NULL));
         TRY(k->linear(k, b->fc2, s.hidden, s.mlp, n, NULL));
         TRY(k->gate_norm(k, s.norm, s.stream, s.hidden, m->ones, norm->shift, norm->scale, 0, n, L, C, DIT_EPS, NULL, NULL));

@@ -8,7 +8,8 @@
 int ref_set_token(struct kern *k, float *x, const float *v, int R, int T, int C, int at) {
     (void)k;
     for (int r = 0; r < R; r++)
-        for (int i = 0; i < C; i++) x[((size_t)r * (size_t)T + (size_t)at) * (size_t)C + (size_t)i] = v[(size_t)r * (size_t)C + (size_t)i];
+        for (int i = 0; i < C; i++)
+            x[((size_t)r * (size_t)T + (size_t)at) * (size_t)C + (size_t)i] = v[(size_t)r * (size_t)C + (size_t)i];
     return KERN_OK;
 }
 
@@ -30,7 +31,8 @@ static void attend(enum kern_dtype act, void *o, const void *q, size_t at, const
 }
 
 int ref_cross_attention(struct kern *k, void *o, const void *q, const float *kv, int ld, int R, int T, int S, int H, int D) {
-    if (S < 1 || S > KERN_CROSS_KEYS) return kern_fail(k, KERN_EUNSUPPORTED, "cross-attention to %d keys (1 to %d)", S, KERN_CROSS_KEYS);
+    if (S < 1 || S > KERN_CROSS_KEYS)
+        return kern_fail(k, KERN_EUNSUPPORTED, "cross-attention to %d keys (1 to %d)", S, KERN_CROSS_KEYS);
     int rc = kern_check_attention(k, T, H, D);
     if (rc < 0) return rc;
     size_t C = (size_t)H * (size_t)D;

@@ -49,6 +49,28 @@ def safetensors():
     seed("safetensors", "good-types", st({"s": entry([], 0, 4), "e": entry([0, 3], 4, 4, "I64"), "h": entry([3], 4, 10, "BF16"), "u": entry([2], 10, 14, "U16"),
                                           "f": entry([2], 14, 15, "F4")}, bytes(15)))
     seed("safetensors", "bare", json.dumps(two).encode() + b"\0" + bytes(12))
+    diffusers = {f"transformer_blocks.0.attn1.to_{x}.{kind}": [2, 1] if kind == "weight" else [2] for x in "qkv" for kind in ("weight", "bias")}
+
+    def laid_out(changes):
+        header, at = {}, 0
+        for name, shape in {**diffusers, **changes}.items():
+            if shape is not None:
+                size = 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+                header[name] = entry(shape, at, at + size)
+                at += size
+        return st(header, bytes(at))
+
+    seed("safetensors", "good-diffusers", laid_out({}))
+    seed("safetensors", "good-wrapped", laid_out({k: None for k in diffusers} | {"module.model.x_embedder.proj.weight": [1], "module.model.pos_embed": [1]}))
+    bad("diffusers-no-key", laid_out({"transformer_blocks.0.attn1.to_k.bias": None}), "E_CONFLICT", "'transformer_blocks.0.attn1.to_k.bias' is missing")
+    bad("diffusers-other-shape", laid_out({"transformer_blocks.0.attn1.to_v.weight": [4, 1]}), "E_CONFLICT", "differs from its block's query")
+    bad("diffusers-stranger", laid_out({"transformer_blocks.0.attn1.norm_q.weight": [2]}), "E_CONFLICT [transformer_blocks.0.attn1.norm_q.weight]",
+        "no place in diffusers' DiT")
+    bad("diffusers-outer-stranger", laid_out({"caption_projection.weight": [2]}), "E_CONFLICT [caption_projection.weight]", "no place in diffusers' DiT")
+    bad("diffusers-block-two-names", laid_out({"transformer_blocks.00.attn1.to_q.bias": [2]}), "E_CONFLICT", "no place in diffusers' DiT")
+    bad("diffusers-far-block", laid_out({"transformer_blocks.99999.attn1.to_q.bias": [2]}), "E_RANGE", "100000 blocks")
+    bad("wrapped-twice", laid_out({k: None for k in diffusers} | {"model.x_embedder.proj.weight": [1], "x_embedder.proj.weight": [1]}),
+        "E_FORMAT [x_embedder.proj.weight]", "appears twice")
     bad("empty", b"", "E_FORMAT", "the file is empty")
     for n in (3, 7, 8):
         bad(f"truncated-at-{n}", good[:n], "E_FORMAT", "neither a PyTorch zip")

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * Recorded evaluations of every family and conditioning design, on the reference and on the fast back end, and the rule that a row's bytes do not
- * depend on its company, for the listings that test_engine's models do not reach. tests/golden/README.md says where the cases come from.
+ * Recorded evaluations of every family and conditioning design, on the reference and on the fast back end, and the rule that a
+ * row's bytes do not depend on its company, for the listings that test_engine's models do not reach. tests/golden/README.md says
+ * where the cases come from.
  */
 #include "core/base/mem.h"
 #include "core/engine/replay.h"
@@ -26,15 +27,20 @@ static void forward_agrees(const char *model, const char *path) {
         struct err e = {0};
         CHECK_OK(replay_open(&r, k, model, 0, &e), &e);
         CHECK_OK(replay_case(r, path, &result, &e), &e);
-        if (!result.finite || !(result.rel_l2 <= 2e-6)) test_fail(__FILE__, __LINE__, "%s on %s: relative L2 %g", path, k->name, result.rel_l2);
+        if (!result.finite || !(result.rel_l2 <= 2e-6))
+            test_fail(__FILE__, __LINE__, "%s on %s: relative L2 %g", path, k->name, result.rel_l2);
         replay_close(r);
         kern_close(k);
     }
 }
 
 TEST(golden_dit_forward) { forward_agrees("tests/golden/dit-tiny.safetensors", "tests/golden/dit-tiny.forward.safetensors"); }
-TEST(golden_maskdit_forward) { forward_agrees("tests/golden/maskdit-tiny.safetensors", "tests/golden/maskdit-tiny.forward.safetensors"); }
-TEST(golden_diffusers_forward) { forward_agrees("tests/golden/dit-diffusers-tiny", "tests/golden/dit-diffusers-tiny.forward.safetensors"); }
+TEST(golden_maskdit_forward) {
+    forward_agrees("tests/golden/maskdit-tiny.safetensors", "tests/golden/maskdit-tiny.forward.safetensors");
+}
+TEST(golden_diffusers_forward) {
+    forward_agrees("tests/golden/dit-diffusers-tiny", "tests/golden/dit-diffusers-tiny.forward.safetensors");
+}
 
 static const char *const designs[BLOCK_COUNT] = {"adaln-zero", "adaln", "cross-attention", "in-context"};
 
@@ -115,7 +121,8 @@ static void rows_are_alone(const char *model, int heads, int decoder_heads) {
     float *all = evaluate(&r, 0, ROWS);
     for (int i = 0; i < ROWS; i++) {
         float *one = evaluate(&r, i, 1);
-        if (memcmp(one, all + (size_t)i * r.out, r.out * sizeof *one)) test_fail(__FILE__, __LINE__, "%s: row %d differs when alone", model, i);
+        if (memcmp(one, all + (size_t)i * r.out, r.out * sizeof *one))
+            test_fail(__FILE__, __LINE__, "%s: row %d differs when alone", model, i);
         mem_free(one);
     }
     mem_free(all);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The tensor lists of every family against published counts, inference from names, other people's layouts, and model.json's newer fields.
+// The tensor lists of every family against published counts, inference from names, other people's layouts, and model.json's newer
+// fields.
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -9,8 +10,16 @@
 #include "tests/test.h"
 
 static struct arch sized(int depth, int width, int heads, int patch, int input) {
-    return (struct arch){.input_size = input, .patch_size = patch, .in_channels = 4, .hidden_size = width, .depth = depth, .num_heads = heads,
-                         .num_classes = 1000, .mlp_ratio = 4, .class_dropout = true, .learn_sigma = true};
+    return (struct arch){.input_size = input,
+                         .patch_size = patch,
+                         .in_channels = 4,
+                         .hidden_size = width,
+                         .depth = depth,
+                         .num_heads = heads,
+                         .num_classes = 1000,
+                         .mlp_ratio = 4,
+                         .class_dropout = true,
+                         .learn_sigma = true};
 }
 
 static struct arch masked(int depth, int width, int heads) {
@@ -34,16 +43,22 @@ static long count(const struct arch *a, long *tensors) {
 }
 
 TEST(arch_counts_of_dit) { // models-and-math 1.1, got by running the authors' code; with the position table
-    static const struct { int depth, width, heads, patch, input; long total; } known[] = {
-        {12, 384, 6, 2, 32, 32963360},     {12, 768, 12, 2, 32, 130512416},   {24, 1024, 16, 2, 32, 458102816}, {28, 1152, 16, 2, 32, 675129632},
-        {28, 1152, 16, 2, 64, 676014368},  {12, 384, 6, 4, 32, 32945024},     {12, 768, 12, 4, 32, 130475648},  {24, 1024, 16, 4, 32, 458053760},
-        {28, 1152, 16, 4, 32, 675074432},  {12, 384, 6, 8, 32, 33148160},     {12, 768, 12, 8, 32, 130881536},  {24, 1024, 16, 8, 32, 458594816},
+    static const struct {
+        int depth, width, heads, patch, input;
+        long total;
+    } known[] = {
+        {12, 384, 6, 2, 32, 32963360},    {12, 768, 12, 2, 32, 130512416},  {24, 1024, 16, 2, 32, 458102816},
+        {28, 1152, 16, 2, 32, 675129632}, {28, 1152, 16, 2, 64, 676014368}, {12, 384, 6, 4, 32, 32945024},
+        {12, 768, 12, 4, 32, 130475648},  {24, 1024, 16, 4, 32, 458053760}, {28, 1152, 16, 4, 32, 675074432},
+        {12, 384, 6, 8, 32, 33148160},    {12, 768, 12, 8, 32, 130881536},  {24, 1024, 16, 8, 32, 458594816},
         {28, 1152, 16, 8, 32, 675683072},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         struct arch a = sized(known[i].depth, known[i].width, known[i].heads, known[i].patch, known[i].input);
         long tensors, total = count(&a, &tensors);
-        if (total != known[i].total) test_fail(__FILE__, __LINE__, "width %d patch %d: %ld, not %ld", known[i].width, known[i].patch, total, known[i].total);
+        if (total != known[i].total)
+            test_fail(__FILE__, __LINE__, "width %d patch %d: %ld, not %ld", known[i].width, known[i].patch, total,
+                      known[i].total);
         CHECK(tensors == 8 + 10L * a.depth + 4);
     }
 }
@@ -138,7 +153,9 @@ static int with_prefix(struct renamed *r, const char *prefix, const char *extra,
         snprintf(names[i], sizeof names[i], "%s%s", prefix, all[i].name);
         all[i].name = names[i];
     }
-    if (extra) all[table.n++] = (struct tensor){.name = extra, .dtype = DT_F32, .ndim = 1, .shape = {1}, .data = &one, .bytes = 4, .count = 1};
+    if (extra)
+        all[table.n++] =
+            (struct tensor){.name = extra, .dtype = DT_F32, .ndim = 1, .shape = {1}, .data = &one, .bytes = 4, .count = 1};
     int rc = reread(r, &table, e);
     checkpoint_close(&c);
     return rc;
@@ -172,7 +189,8 @@ TEST(layout_wrappers_and_teachers) {
             CHECK(d.guide_channels == -1 && d.arch.one_hot && d.arch.decoder.num_heads == 3 && d.latent.scale == 0.18215);
             CHECK_OK(import_convert(&it, &r.c.table, DT_F16, &e), &e);
             CHECK(it.table.n == 58 && (!extras[x] || !tensor_find(&it.table, extras[x])));
-            CHECK(tensor_find(&it.table, "decoder_pos_embed")->dtype == DT_F32 && tensor_find(&it.table, "blocks.0.mlp.fc1.weight")->dtype == DT_F16);
+            CHECK(tensor_find(&it.table, "decoder_pos_embed")->dtype == DT_F32 &&
+                  tensor_find(&it.table, "blocks.0.mlp.fc1.weight")->dtype == DT_F16);
             import_free(&it);
             renamed_close(&r);
         }
@@ -245,7 +263,8 @@ static void folder(const char *old, const char *new, const char *weights) {
     const char *at = old ? strstr(config, old) : config;
     CHECK(at);
     size_t before = (size_t)(at - (const char *)config), skip = old ? strlen(old) : 0;
-    snprintf(text, sizeof text, "%.*s%s%.*s", (int)before, (const char *)config, old ? new : "", (int)(n - before - skip), at + skip);
+    snprintf(text, sizeof text, "%.*s%s%.*s", (int)before, (const char *)config, old ? new : "", (int)(n - before - skip),
+             at + skip);
     put("config.json", text, strlen(text));
     CHECK_OK(file_read(&bytes, &size, TINY "/diffusion_pytorch_model.safetensors", 1 << 24, &e), &e);
     if (weights) put(weights, bytes, size);
@@ -263,19 +282,25 @@ static void refused(int status, const char *param, const char *text) {
     struct checkpoint c;
     struct err e = {0};
     int rc = checkpoint_open(&c, dir, &e);
-    if (rc != status || strcmp(e.param, param) || !strstr(e.text, text)) test_fail(__FILE__, __LINE__, "%d [%s] %s", rc, e.param, e.text);
+    if (rc != status || strcmp(e.param, param) || !strstr(e.text, text))
+        test_fail(__FILE__, __LINE__, "%d [%s] %s", rc, e.param, e.text);
     remove_dir();
 }
 
 TEST(diffusers_config_contradicts_its_tensors) {
-    static const struct { const char *old, *new; int status; const char *param, *text; } cases[] = {
+    static const struct {
+        const char *old, *new;
+        int status;
+        const char *param, *text;
+    } cases[] = {
         {"\"num_layers\": 2", "\"num_layers\": 3", E_CONFLICT, "blocks.2.t_embedder.mlp.0.weight", "contradicts"},
         {"\"num_layers\": 2", "\"num_layers\": 1", E_CONFLICT, "blocks.1.t_embedder.mlp.2.weight", "1 blocks only"},
         {"\"attention_head_dim\": 24", "\"attention_head_dim\": 32", E_CONFLICT, "x_embedder.proj.bias", "needs [64]"},
         {"\"in_channels\": 4", "\"in_channels\": 3", E_CONFLICT, "x_embedder.proj.weight", "needs [48, 3, 2, 2]"},
         {"\"out_channels\": 8", "\"out_channels\": 4", E_CONFLICT, "final_layer.linear.bias", "needs [16]"},
         {"\"patch_size\": 2", "\"patch_size\": 4", E_CONFLICT, "x_embedder.proj.weight", "needs [48, 4, 4, 4]"},
-        {"\"num_embeds_ada_norm\": 20", "\"num_embeds_ada_norm\": 1000", E_CONFLICT, "blocks.0.y_embedder.embedding_table.weight", "needs [1001, 48]"},
+        {"\"num_embeds_ada_norm\": 20", "\"num_embeds_ada_norm\": 1000", E_CONFLICT, "blocks.0.y_embedder.embedding_table.weight",
+         "needs [1001, 48]"},
         {"\"num_layers\": 2", "\"num_layers\": \"2\"", E_FORMAT, "num_layers", "whole number"},
         {"ada_norm_zero", "ada_norm_single", E_UNSUPPORTED, "norm_type", "ada_norm_single"},
         {"DiTTransformer2DModel", "UNet2DModel", E_UNSUPPORTED, "_class_name", "UNet2DModel"},
@@ -368,10 +393,12 @@ TEST(diffusers_copies_are_united) {
     }
     CHECK_OK(reread(&r, &st.table, &e), &e);
     CHECK_OK(arch_infer(&a, &r.c.table, &e), &e);
-    CHECK(!a.block_embedders && a.depth == 2 && r.c.table.n == 12 - 1 + 20 && tensor_find(&r.c.table, "y_embedder.embedding_table.weight"));
+    CHECK(!a.block_embedders && a.depth == 2 && r.c.table.n == 12 - 1 + 20 &&
+          tensor_find(&r.c.table, "y_embedder.embedding_table.weight"));
     renamed_close(&r);
     for (int i = 0; i < st.table.n; i++) { // a query without its key
-        if (strcmp(st.table.tensors[i].name, "transformer_blocks.1.attn1.to_k.bias") == 0) st.table.tensors[i] = st.table.tensors[--st.table.n];
+        if (strcmp(st.table.tensors[i].name, "transformer_blocks.1.attn1.to_k.bias") == 0)
+            st.table.tensors[i] = st.table.tensors[--st.table.n];
     }
     CHECK(reread(&r, &st.table, &e) == E_CONFLICT && strstr(e.text, "transformer_blocks.1.attn1.to_k.bias"));
     renamed_close(&r);
@@ -394,12 +421,18 @@ static void round_trip(struct model_desc *d, struct model_desc *back) {
 TEST(desc_newer_fields_round_trip) {
     double mean[4] = {0.1, -2.5, 0, 1e-3}, std[4] = {1, 0.18215, 3, 4};
     struct loss_knot curve[3] = {{0, 2.25}, {0.3, 0.7}, {1, 1}};
-    struct model_desc sit = {.family = "sit", .path = "linear", .prediction = "velocity", .guide_channels = -1, .n_loss_curve = 3}, back;
+    struct model_desc sit = {.family = "sit",
+                             .path = "linear",
+                             .prediction = "velocity",
+                             .guide_channels = -1,
+                             .n_loss_curve = 3},
+                      back;
     sit.arch = sized(2, 48, 2, 2, 8);
     sit.arch.block = BLOCK_CROSS_ATTENTION, sit.arch.reversed = true;
     sit.latent.mean = mean, sit.latent.std = std, sit.loss_curve = curve;
     round_trip(&sit, &back);
-    CHECK(back.arch.block == BLOCK_CROSS_ATTENTION && back.arch.reversed && back.arch.negated && !back.arch.one_hot && !back.arch.diffusers);
+    CHECK(back.arch.block == BLOCK_CROSS_ATTENTION && back.arch.reversed && back.arch.negated && !back.arch.one_hot &&
+          !back.arch.diffusers);
     CHECK(back.latent.scale == 0 && !memcmp(back.latent.mean, mean, sizeof mean) && !memcmp(back.latent.std, std, sizeof std));
     CHECK(back.n_loss_curve == 3 && !memcmp(back.loss_curve, curve, sizeof curve));
     model_desc_deinit(&back);
@@ -409,7 +442,8 @@ TEST(desc_newer_fields_round_trip) {
     snprintf(edm.latent.vae_file, sizeof edm.latent.vae_file, "vae.pth");
     memset(edm.latent.vae_sha256, 'b', 64);
     round_trip(&edm, &back);
-    CHECK(back.arch.one_hot && back.arch.decoder.hidden_size == 512 && back.arch.decoder.depth == 8 && back.arch.decoder.num_heads == 16);
+    CHECK(back.arch.one_hot && back.arch.decoder.hidden_size == 512 && back.arch.decoder.depth == 8 &&
+          back.arch.decoder.num_heads == 16);
     CHECK_STR(back.latent.vae_file, "vae.pth");
     CHECK_STR(back.latent.vae_sha256, edm.latent.vae_sha256);
     CHECK(back.latent.scale == 0.18215 && !back.loss_curve);
