@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "core/io/jsonio.h"
 
+#include <stdint.h>
 #include <string.h>
 
 #include "core/base/mem.h"
@@ -60,19 +61,69 @@ static int guard(const char *text, size_t len, int max_depth, size_t max_values,
     return OK;
 }
 
-// A failed allocation inside a token makes jansson 2.14 report a syntax error, or drop a byte of the token and go on ("9034"
-// became "904"); its writer drops bytes too. So a call during which memory ran out counts as failed, whatever it returned.
-// jansson's allocator is a process-wide pair of pointers: set it before any thread starts, so that the fault seam covers JSON as
-// well.
-__attribute__((constructor)) static void use_our_allocator(void) { json_set_alloc_funcs(mem_alloc, mem_free); }
+/*
+ * jansson 2.14 and memory that runs out. A failed allocation inside a token makes it report a syntax error, or drop a byte of the token
+ * and go on ("9034" became "904"), or, when the byte was half of an escape, abort in an assertion; its writer drops bytes too.
+ * So a call during which memory ran out counts as failed, whatever it returned; and to get out of the parser alive, what it asks
+ * for from then on comes from a reserve that was taken before, while the text is fed to it in small pieces and ends there.
+ * jansson's allocator is a process-wide pair of pointers: set it before any thread starts, so that the fault seam covers JSON as well.
+ */
+struct reserve {
+    char *base;
+    size_t size, used;
+    bool starved;
+};
+static _Thread_local struct reserve *reserve; // of the parse that this thread is in
+
+static void *json_alloc(size_t n) {
+    void *p = mem_alloc(n);
+    struct reserve *r = reserve;
+    if (p || !r) return p;
+    r->starved = true;
+    size_t whole = (n + 15) & ~(size_t)15;
+    if (whole < n || whole > r->size - r->used) return NULL;
+    p = r->base + r->used;
+    r->used += whole;
+    return p;
+}
+
+static void json_release(void *p) {
+    const struct reserve *r = reserve;
+    if (r && (char *)p >= r->base && (char *)p < r->base + r->size) return;
+    mem_free(p);
+}
+
+__attribute__((constructor)) static void use_our_allocator(void) { json_set_alloc_funcs(json_alloc, json_release); }
+
+struct feed {
+    const char *text;
+    size_t left;
+};
+
+static size_t feed_some(void *buffer, size_t size, void *ctx) {
+    enum { PIECE = 64 };
+    struct feed *f = ctx;
+    size_t n = f->left < PIECE ? f->left : PIECE;
+    if (reserve->starved) return 0;
+    if (n > size) n = size;
+    memcpy(buffer, f->text, n);
+    f->text += n, f->left -= n;
+    return n;
+}
 
 json_t *jsonio_load(const char *text, size_t len, size_t flags, json_error_t *je, bool *starved) {
-    unsigned long failures = mem_failures();
-    json_t *root = json_loadb(text, len, flags, je);
-    *starved = mem_failures() != failures;
-    if (!*starved) return root;
-    json_decref(root); // NULL is fine
-    return NULL;
+    // enough for the token at hand, which jansson copies at twice its size, and for the values of one piece
+    struct reserve r = {.size = 4 * len + 16384};
+    struct feed f = {text, len};
+    *starved = len > SIZE_MAX / 8 || !(r.base = mem_alloc(r.size));
+    if (*starved) return NULL;
+    reserve = &r;
+    json_t *root = json_load_callback(feed_some, &f, flags, je);
+    *starved = r.starved;
+    if (*starved) json_decref(root), root = NULL; // NULL is fine
+    reserve = NULL;
+    mem_free(r.base);
+    return root;
 }
 
 int jsonio_parse(json_t **root, const char *text, size_t len, int max_depth, size_t max_values, const char *what, struct err *e) {
