@@ -208,8 +208,7 @@ TEST(engine_vae_lets_others_denoise) {
     const struct heard_job *done = hear_end(&h, a);
     engine_stats(g, &after);
     CHECK(done->end.kind == EV_DONE && done->images == 2);
-    CHECK(done->end.decode_ms > 40); // else the next line says nothing
-    CHECK(after.batches >= before.batches + 4);
+    CHECK(after.batches >= before.batches + 4); // turns are taken slice by slice, however fast a slice is
     engine_cancel(g, b);
     CHECK(hear_end(&h, b)->end.kind == EV_CANCELLED);
     engine_close(g);
@@ -230,7 +229,7 @@ TEST(engine_vae_cancel_deadline_and_close_while_decoding) {
         id[i] = fixture_submit(g, &quick);
     }
     late = quick;
-    late.timeout_ms = 30;
+    late.timeout_ms = 1 + (int64_t)(want->end.denoise_ms + want->end.decode_ms); // it waits behind three of that length
     id[3] = fixture_submit(g, &late);
     hear_started(&h, id[0]);
     struct engine_stats s;
