@@ -54,8 +54,8 @@ static int parse(struct options *o, int argc, char **argv) {
             break;
         case 'b': o->kern.backend = optarg; break;
         case 'p':
-            if (strcmp(optarg, "f32") && strcmp(optarg, "bf16")) return 1 + usage("--precision is f32 or bf16, not ", optarg);
-            o->kern.act = strcmp(optarg, "bf16") ? KERN_F32 : KERN_BF16;
+            if (strcmp(optarg, "f32") != 0 && strcmp(optarg, "bf16") != 0) return 1 + usage("--precision is f32 or bf16, not ", optarg);
+            o->kern.act = strcmp(optarg, "bf16") == 0 ? KERN_BF16 : KERN_F32;
             break;
         case 't':
             o->kern.threads = (int)strtol(optarg, &end, 10);

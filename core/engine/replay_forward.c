@@ -105,7 +105,7 @@ int replay_forward(struct replay *r, struct recorded *c, struct replay_result *r
     struct difference d = {.finite = true};
     struct dit *m = NULL;
     bool preconditioned = !strcmp(family, "maskdit") || !strcmp(family, "sd-dit");
-    if (!preconditioned && strcmp(family, "sit") && strcmp(family, "dit"))
+    if (!preconditioned && strcmp(family, "sit") != 0 && strcmp(family, "dit") != 0)
         return err_param(e, E_UNSUPPORTED, "family", "the case's family \"%s\" is not known here", family);
     int rc = recorded_open(c, r, "x", e);
     if (rc == OK && preconditioned && c->out_numel != c->numel)

@@ -13,7 +13,7 @@ struct vectors {
     const float *shift1, *scale1, *gate1, *shift2, *scale2, *gate2;
 };
 
-static struct vectors vectors_at(const struct dit *m, const float *mod, int C, const float *ones) {
+static struct vectors vectors_at(const struct dit *m, const float *mod, size_t C, const float *ones) {
     if (m->a.block == BLOCK_ADALN) return (struct vectors){mod, mod + C, ones, mod + 2 * C, mod + 3 * C, ones};
     return (struct vectors){mod, mod + C, mod + 2 * C, mod + 3 * C, mod + 4 * C, mod + 5 * C};
 }
@@ -24,7 +24,7 @@ static int stage_blocks(struct kern *k, const struct dit *m, const struct dit_st
     int T = m->T, C = g->C, ld = m->mod_ld;
     for (int i = 0; i < g->depth; i++) {
         const struct dit_block *b = &g->blocks[i];
-        struct vectors v = vectors_at(m, *mod, C, ones);
+        struct vectors v = vectors_at(m, *mod, (size_t)C, ones);
         const float *next = *mod += step;
         TRY(k->linear(k, b->qkv, s->qkv, s->norm, n, NULL));
         TRY(k->attention(k, s->attn, s->qkv, n, T, g->H, C / g->H, NULL));
@@ -59,7 +59,7 @@ int adaln_rows(struct kern *k, void *ctx, int r0, int n, int s0) {
     TRY(k->add_table(k, s.stream, m->pos, n, T, C));
     TRY(k->norm_modulate(k, s.norm, s.stream, mod, mod + C, m->mod_ld, n, T, C, DIT_EPS, NULL, NULL));
     TRY(stage_blocks(k, m, &m->encoder, &s, s.stream, &mod, m->mod_step, ones, n));
-    if (m->decoder.depth) TRY(decode(k, m, &s, mod + 2 * C, n));
+    if (m->decoder.depth) TRY(decode(k, m, &s, mod + 2 * (size_t)C, n));
     TRY(k->linear(k, m->last, s.last_out, s.norm, n, NULL));
     return k->unpatchify(k, m->out + (size_t)r0 * (size_t)m->keep * side2, s.last_out, n, m->out_channels, m->keep, I, P);
 }

@@ -20,7 +20,7 @@ int cross_rows(struct kern *k, void *ctx, int r0, int n, int s0) {
     TRY(k->linear(k, m->patch, s.stream, s.patches, n, NULL));
     TRY(k->add_table(k, s.stream, m->pos, n, T, C));
     TRY(k->norm_modulate(k, s.norm, s.stream, norm->shift, norm->scale, 0, n, T, C, DIT_EPS, NULL, NULL));
-    for (int i = 0; i < g->depth; i++, kv += 2 * C) {
+    for (int i = 0; i < g->depth; i++, kv += 2 * (size_t)C) {
         const struct dit_block *b = &g->blocks[i];
         norm = i + 1 < g->depth ? &b[1].norm1 : &m->norm_final;
         TRY(k->linear(k, b->qkv, s.qkv, s.norm, n, NULL));

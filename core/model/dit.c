@@ -273,7 +273,7 @@ static int record_one(struct dit *m, int R) {
 }
 
 static int record(struct dit *m, struct err *e) {
-    m->graphs = mem_array((size_t)m->max_rows, sizeof *m->graphs);
+    m->graphs = mem_array((size_t)m->max_rows, sizeof(struct kern_graph *));
     if (!m->graphs) return err_set(e, E_NOMEM, "no memory for the graphs of a model");
     for (int R = 0; R < m->max_rows;) {
         R = graph_rows(R + 1) < m->max_rows ? graph_rows(R + 1) : m->max_rows;
@@ -317,7 +317,8 @@ static double stage_macs(double L, double C, double depth, double mlp_ratio, dou
 double dit_flops(const struct arch *a) {
     static const int vectors[BLOCK_COUNT] = {
         [BLOCK_ADALN_ZERO] = 6, [BLOCK_ADALN] = 4, [BLOCK_CROSS_ATTENTION] = 2 * DIT_CONTEXT};
-    double side = a->input_size / a->patch_size, T = side * side, C = a->hidden_size, D = a->decoder.hidden_size;
+    int side = a->input_size / a->patch_size;
+    double T = (double)side * side, C = a->hidden_size, D = a->decoder.hidden_size;
     double patch2 = (double)a->patch_size * a->patch_size, L = T + (a->block == BLOCK_IN_CONTEXT ? DIT_CONTEXT : 0);
     double macs = stage_macs(L, C, a->depth, a->mlp_ratio, vectors[a->block], C);
     if (a->block == BLOCK_CROSS_ATTENTION) macs += a->depth * (2 * T * C * C + 2 * T * DIT_CONTEXT * C);

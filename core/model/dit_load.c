@@ -167,10 +167,11 @@ static int one_linear(struct dit *m, struct kern_linear **out, const struct tens
 
 // The fixed 2-D sin-cos table for checkpoints that do not store it: the first half encodes the column, the second the row.
 static void position_table(float *pos, int side, int C) {
-    int quarter = C / 4;
+    size_t quarter = (size_t)C / 4;
     for (int n = 0; n < side * side; n++)
-        for (int k = 0; k < quarter; k++) {
-            double omega = pow(10000.0, -(double)k / quarter), col = n % side * omega, row = n / side * omega;
+        for (size_t k = 0; k < quarter; k++) {
+            int in_row = n % side, in_column = n / side;
+            double omega = pow(10000.0, -(double)k / (double)quarter), col = in_row * omega, row = in_column * omega;
             float *p = pos + (size_t)n * (size_t)C + k;
             p[0] = (float)sin(col), p[quarter] = (float)cos(col);
             p[2 * quarter] = (float)sin(row), p[3 * quarter] = (float)cos(row);
