@@ -148,8 +148,9 @@ int served_check(const struct model_desc *, const struct vae_arch *vae, struct s
 // Takes load->dir->desc (on success). Builds the networks and slots on kern and evaluates the first once. row_ms: of that evaluation.
 int served_new(struct served **, struct kern *, const struct sched_limits *, const struct load *, double *row_ms, struct err *);
 void served_free(struct served *);
-// dst [h, w, channels] from planes x [channels, h, w] in -1..1. E_NONFINITE.
-int served_pixels(uint8_t *dst, const float *x, int channels, int side, struct err *);
+// dst [h, w, channels] from planes x [channels, h, w] in -1..1, as the family's authors write the pictures that they evaluate, clamped and cut to
+// whole numbers: 127.5x + 128 (DiT, SiT), (x + 1)127.5 with edm (MaskDiT), which is darker by half a level on average. E_NONFINITE.
+int served_pixels(uint8_t *dst, const float *x, int channels, int side, bool edm, struct err *);
 
 /* decode.c: pictures out of latents */
 int decode_add(struct served *, struct job *, int index, const float *latent, struct err *); // E_NOMEM

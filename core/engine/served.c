@@ -114,13 +114,13 @@ static int make_slots(struct served *s, int slots, struct err *e) {
     return 0;
 }
 
-int served_pixels(uint8_t *dst, const float *x, int channels, int side, struct err *e) {
+int served_pixels(uint8_t *dst, const float *x, int channels, int side, bool edm, struct err *e) {
     size_t plane = (size_t)side * (size_t)side;
     for (size_t i = 0; i < plane; i++)
         for (int c = 0; c < channels; c++) {
             float v = x[(size_t)c * plane + i];
             if (!isfinite(v)) return err_set(e, E_NONFINITE, "the sample is not finite: channel %d, pixel %zu", c, i);
-            v = 127.5f * v + 128.0f; // as DiT and SiT write their samples: clamp, then cut
+            v = edm ? (v + 1) * 127.5f : 127.5f * v + 128.0f;
             *dst++ = v <= 0 ? 0 : v >= 255 ? 255 : (uint8_t)v;
         }
     return 0;

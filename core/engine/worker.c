@@ -156,7 +156,7 @@ static int make_image(const struct engine_model *m, const float *planes, int ind
     *image = (struct engine_image){.index = index, .width = m->image_size, .height = m->image_size, .channels = m->image_channels};
     image->pixels = mem_alloc(side * side * (size_t)m->image_channels);
     if (!image->pixels) return err_set(err, E_NOMEM, "no memory for an image");
-    int rc = served_pixels(image->pixels, planes, m->image_channels, m->image_size, err);
+    int rc = served_pixels(image->pixels, planes, m->image_channels, m->image_size, m->sampler.kind == MODEL_EDM, err);
     if (rc) mem_free(image->pixels);
     return rc;
 }

@@ -446,14 +446,17 @@ TEST(engine_one_bad_image_fails_its_job_only) {
 TEST(engine_pixels_are_clamped_and_cut) {
     float x[3 * 4] = {-1, 1, 0, 0.5f, -5, 5, -0.999f, 0.00391f, 0.9999f, -1.01f, 3e38f, -3e38f};
     uint8_t p[12];
-    CHECK(served_pixels(p, x, 3, 2, NULL) == 0);
+    CHECK(served_pixels(p, x, 3, 2, false, NULL) == 0);
     static const uint8_t want[12] = {0, 0, 255, 255, 255, 0, 128, 0, 255, 191, 128, 0};
     for (int i = 0; i < 12; i++) CHECK(p[i] == want[i]);
+    CHECK(served_pixels(p, x, 3, 2, true, NULL) == 0); // MaskDiT's
+    static const uint8_t edm[12] = {0, 0, 254, 255, 255, 0, 127, 0, 255, 191, 127, 0};
+    for (int i = 0; i < 12; i++) CHECK(p[i] == edm[i]);
     struct err e = {0};
     x[7] = NAN;
-    CHECK(served_pixels(p, x, 3, 2, &e) == E_NONFINITE && strstr(e.text, "channel 1, pixel 3"));
+    CHECK(served_pixels(p, x, 3, 2, false, &e) == E_NONFINITE && strstr(e.text, "channel 1, pixel 3"));
     x[7] = INFINITY;
-    CHECK(served_pixels(p, x, 3, 2, NULL) == E_NONFINITE);
+    CHECK(served_pixels(p, x, 3, 2, false, NULL) == E_NONFINITE);
 }
 
 /* ---- account ---- */

@@ -124,7 +124,7 @@ TEST(engine_vae_picture_is_the_decoded_sample) {
         CHECK_OK(runner_read(r, 0, x, &e), &e);
         for (int c = 0; c < 64; c++) x[c] /= 0.5f;
         CHECK_OK(vae_run(v, VAE_DECODE, x, picture, &e), &e);
-        CHECK_OK(served_pixels(pixels, picture, 3, 8, &e), &e);
+        CHECK_OK(served_pixels(pixels, picture, 3, 8, false, &e), &e);
         CHECK(memcmp(pixels, out[3].pixels[i], sizeof pixels) == 0);
     }
     vae_free(v), runner_free(r);
