@@ -108,8 +108,7 @@ int file_out_write(struct file_out *f, const void *bytes, size_t n, struct err *
     return OK;
 }
 
-// The rename itself must survive a power cut, not only the bytes.
-static int sync_parent(const char *path, struct err *e) {
+int file_sync_parent(const char *path, struct err *e) {
     const char *slash = strrchr(path, '/');
     char *dir = slash ? mem_strndup(path, slash == path ? 1 : (size_t)(slash - path)) : mem_strdup(".");
     if (!dir) return err_set(e, E_NOMEM, "no memory to sync the directory of %s", path);
@@ -132,7 +131,7 @@ int file_out_commit(struct file_out *f, const char *path, struct err *e) {
     if (rc == OK) {
         mem_free(f->temp);
         f->temp = NULL;
-        rc = sync_parent(to, e);
+        rc = file_sync_parent(to, e);
     }
     file_out_abort(f);
     return rc;

@@ -32,6 +32,8 @@ void file_out_abort(struct file_out *); // removes the temporary file; harmless 
 
 // open + write + commit of one buffer.
 int file_write(const char *path, const void *bytes, size_t n, struct err *);
+// Syncs the directory that holds `path`: a rename itself must survive a power cut, not only the bytes. E_NOMEM, E_IO.
+int file_sync_parent(const char *path, struct err *);
 // Makes a directory and its parents (mode 0777 less the umask); one that is there is fine.
 int file_make_dir(const char *path, struct err *);
 
