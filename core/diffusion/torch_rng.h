@@ -4,7 +4,7 @@
  *
  * MT19937 (Matsumoto and Nishimura 1998) seeded with the seed's low 32 bits, and torch.randn's two ways of making normals of it:
  * below 16 elements one by one in double, from 16 on in blocks of sixteen in float32 (models-and-math section 8.6). Whole calls
- * count, not elements: normals(3) then normals(3) are not normals(6). Integers are exact; normals agree to an ulp or two, since
+ * count, not elements: normals(3) then normals(3) are not normals(6). Integers are exact; normals agree to three ulp, since
  * torch's logarithm and cosine depend on its build. The struct holds no pointers. Thread: its owner's.
  */
 #ifndef SITD_TORCH_RNG_H
