@@ -82,8 +82,7 @@ $(OUT)/bench-vae: $(OUT)/tests/bench/bench_vae.o $(OUT)/libsitd.a
 	@echo "  LINK  $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-# every object's header list, fuzz targets and benches too: a stale one links structs of two sizes
--include $(shell find $(OUT) -name '*.d' 2>/dev/null)
+-include $(LIB_OBJ:.o=.d) $(SERVER_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(OUT)/server/main.d
 
 # CUDA: kernels/cuda/*.cu become a library beside the executable (kernels/cuda/cuda.c loads it). CUDA=0: leave it out; 1: insist; auto: where nvcc is.
 # CUDA_ARCH=all builds for every card that we know, for bundles; else sm_90a and PTX that any card from 8.0 on compiles at first use.

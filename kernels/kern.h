@@ -11,7 +11,8 @@
  *
  * Buffers come from k->alloc (zeroed, 64-byte aligned). They are device pointers: the host may add offsets to them, only k->upload
  * and k->download may move their contents (on the CPU back ends they happen to be host memory). "act" buffers hold
- * elements of k->act (KERN_F32 or KERN_BF16); everything else is float32: the residual stream, conditioning, modulation, images.
+ * elements of k->act (KERN_F32 or KERN_BF16), the residual stream's elements of k->stream; everything else is float32: conditioning,
+ * modulation, images.
  *
  * Invariance (the rule that makes "same seed, same bytes" true): an op's result for a row depends on that row's inputs, never on
  * R, on the row's place, on the thread count or on other rows. Matrix products therefore run in units of a fixed number of lines that
@@ -53,6 +54,7 @@ struct kern_linear_spec {
     enum kern_act act;
     enum kern_dtype w_store;  // element type of the w that is given
     bool x_f32, y_f32;        // x (y) is float32 even when k->act is not. Both true: the product itself runs in float32
+    bool y_stream;            // with y_f32: y is the residual stream, elements of k->stream
 };
 
 /*
@@ -123,6 +125,7 @@ typedef int kern_rows_fn(struct kern *lane, void *ctx, int r0, int n, int s0);
 struct kern_config {
     const char *backend;        // "ref", "cpu" or "cuda"
     int device;                 // cuda: which GPU, from 0
+    bool exact_stream;          // keep the residual stream in float32 where the back end would take float16 (see struct kern)
     enum kern_dtype act;        // KERN_F32, or KERN_BF16 where the processor multiplies it (else KERN_EUNSUPPORTED)
     int threads;                // 0: what affinity and the cgroup quota allow
     int nice;                   // added to the pool threads' niceness
@@ -132,6 +135,9 @@ struct kern {
     const char *name;           // "ref", "cpu", "cuda"
     char device[96];            // for people: "AMD EPYC, 2 threads, AVX-512 BF16"
     enum kern_dtype act;
+    // The residual stream's type: KERN_F32, or KERN_F16 on a GPU that computes in bfloat16: as small as bfloat16, eight times finer. A value
+    // beyond 65504 becomes infinite, hence a NaN in the output, and wants exact_stream.
+    enum kern_dtype stream;
     int threads;
     char why[256];              // text of the last failure
     void *impl;                 // the back end's own
@@ -161,8 +167,8 @@ struct kern {
     int (*patchify)(struct kern *, float *tok, const float *img, int R, int Cin, int I, int P);
     // img [R, keep, I, I] <- tok [R, T, P*P*Cout], element index (i*P + j)*Cout + c; only channels < keep
     int (*unpatchify)(struct kern *, float *img, const float *tok, int R, int Cout, int keep, int I, int P);
-    // x [R, T, C] += table [T, C]
-    int (*add_table)(struct kern *, float *x, const float *table, int R, int T, int C);
+    // x (stream) [R, T, C] += table [T, C]
+    int (*add_table)(struct kern *, void *x, const float *table, int R, int T, int C);
 
     /* conditioning (float32) */
     // out [R, F]: cos(t f_i) for i < F/2, then sin(t f_i); f_i = exp(-ln(10000) i/(F/2)), f_i computed as float32
@@ -171,11 +177,11 @@ struct kern {
     int (*condition)(struct kern *, float *silu_c, const float *temb, const float *table, const int32_t *y, int R, int C, float *save_c);
 
     /* blocks. mod vectors (shift, scale, gate) are float32, row r's at ptr + r*ld, C long */
-    // y (act) [R, T, C] = LN(x)*(1 + scale) + shift; LN without affine, biased variance. save_mean, save_rstd [R, T]
-    int (*norm_modulate)(struct kern *, void *y, const float *x, const float *shift, const float *scale, int ld,
+    // y (act) [R, T, C] = LN(x)*(1 + scale) + shift, x (stream); LN without affine, biased variance. save_mean, save_rstd [R, T]
+    int (*norm_modulate)(struct kern *, void *y, const void *x, const float *shift, const float *scale, int ld,
                          int R, int T, int C, float eps, float *save_mean, float *save_rstd);
     // x += gate*h (h act), then, unless y is NULL, y = LN(x)*(1 + scale) + shift as above
-    int (*gate_norm)(struct kern *, void *y, float *x, const void *h, const float *gate, const float *shift, const float *scale, int ld,
+    int (*gate_norm)(struct kern *, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale, int ld,
                      int R, int T, int C, float eps, float *save_mean, float *save_rstd);
     // o (act) [R, T, H*D] from qkv (act) [R, T, 3*H*D]: q, k, v blocks, each head-major; softmax(q k^T / sqrt(D)) v. save_lse [R, H, T]
     int (*attention)(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);
@@ -198,8 +204,8 @@ struct kern {
     int (*wide)(struct kern *, const struct kern_wide *, float *o, const float *qkv, int first, int n);
 
     /* the DiT paper's other conditioning designs (sec. 3.2) */
-    // line `at` of every row of x [R, T, C] (float32) <- v [R, C]
-    int (*set_token)(struct kern *, float *x, const float *v, int R, int T, int C, int at);
+    // line `at` of every row of x [R, T, C] (elements of type t: KERN_F32 or k->stream) <- v [R, C]
+    int (*set_token)(struct kern *, void *x, enum kern_dtype t, const float *v, int R, int T, int C, int at);
     // o (act) [R, T, H*D]: queries q (act) [R, T, H*D] attend to S keys of their row; key j of row r is at kv + (r*S + j)*ld (float32, H*D
     // long, head-major), its value H*D behind it; softmax(q k^T / sqrt(D)) v. S is at most KERN_CROSS_KEYS
     int (*cross_attention)(struct kern *, void *o, const void *q, const float *kv, int ld, int R, int T, int S, int H, int D);

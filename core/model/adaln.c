@@ -19,7 +19,7 @@ static struct vectors vectors_at(const struct dit *m, const float *mod, size_t C
 }
 
 // norm holds the first block's modulated input and is left holding the next layer's. *mod moves to that layer's vectors.
-static int stage_blocks(struct kern *k, const struct dit *m, const struct dit_stage *g, struct dit_scratch *s, float *stream,
+static int stage_blocks(struct kern *k, const struct dit *m, const struct dit_stage *g, struct dit_scratch *s, void *stream,
                         const float **mod, size_t step, const float *ones, int n) {
     int T = m->T, C = g->C, ld = m->mod_ld;
     for (int i = 0; i < g->depth; i++) {

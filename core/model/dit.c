@@ -8,7 +8,8 @@
  * cross.c): each lane takes some rows through the whole network, so that on the CPU one row's activations stay in one core's
  * cache and no thread waits for another inside a forward pass.
  *
- * The residual stream is float32; what products read and write between (norm, qkv, attention, MLP) is in k->act.
+ * The residual stream is in k->stream (float32 but on GPUs); what products read and write between (norm, qkv, attention, MLP) is
+ * in k->act.
  *
  * Time that runs from data to noise inside the network (REPA) is turned here, t -> 1 - t, and the velocity's sign with the last
  * layer's weights, so that nobody above knows of it. diffusers' timestep frequencies are computed on the host: 256 numbers a row,
@@ -95,8 +96,8 @@ static int reserve_scratch(struct dit *m, struct err *e) {
     size_t patch2 = (size_t)m->P * (size_t)m->P;
     const struct wanted wanted[] = {
         {&m->patches, lines * (size_t)m->a.in_channels * patch2 * f},
-        {&m->stream, lines * C * f},
-        {&m->decoder_stream, lines * D * f},
+        {&m->stream, lines * C * kern_dtype_size(m->k->stream)},
+        {&m->decoder_stream, lines * D * kern_dtype_size(m->k->stream)},
         {&m->last_out, lines * patch2 * (size_t)m->out_channels * f},
         {&m->norm, lines * widest * act},
         {&m->qkv, lines * 3 * widest * act},
@@ -108,13 +109,14 @@ static int reserve_scratch(struct dit *m, struct err *e) {
 }
 
 struct dit_scratch dit_scratch_at(const struct dit *m, int s0) {
+    size_t stream = kern_dtype_size(m->k->stream);
     size_t line = (size_t)s0 * (size_t)m->L, act = kern_dtype_size(m->k->act), patch2 = (size_t)m->P * (size_t)m->P;
     size_t C = (size_t)m->encoder.C, D = (size_t)m->decoder.C, widest = larger(C, D),
            mlp = larger((size_t)m->encoder.MLP, (size_t)m->decoder.MLP);
     return (struct dit_scratch){
         .patches = m->patches + line * (size_t)m->a.in_channels * patch2,
-        .stream = m->stream + line * C,
-        .decoder_stream = D ? m->decoder_stream + line * D : NULL,
+        .stream = m->stream + line * C * stream,
+        .decoder_stream = D ? m->decoder_stream + line * D * stream : NULL,
         .last_out = m->last_out + line * (size_t)m->out_channels * patch2,
         .norm = m->norm + line * widest * act,
         .qkv = m->qkv + line * 3 * widest * act,
@@ -227,8 +229,8 @@ static int embed_tokens(struct dit *m, int R) {
     TRY(embed_time(m, m->embedders, KERN_ROUND_UP(R, KERN_VEC) / KERN_VEC));
     TRY(k->condition(k, m->silu_c, m->zeros, m->embedders->labels, m->y, R, C, m->y_embed)); // silu_c is not used
     if (!m->kv) return KERN_OK;
-    TRY(k->set_token(k, m->context, m->t_embed, R, DIT_CONTEXT, C, 0));
-    TRY(k->set_token(k, m->context, m->y_embed, R, DIT_CONTEXT, C, 1));
+    TRY(k->set_token(k, m->context, KERN_F32, m->t_embed, R, DIT_CONTEXT, C, 0));
+    TRY(k->set_token(k, m->context, KERN_F32, m->y_embed, R, DIT_CONTEXT, C, 1));
     return k->linear(k, m->kv, m->context_kv, m->context, KERN_ROUND_UP(R * DIT_CONTEXT, KERN_VEC) / KERN_VEC, NULL);
 }
 

@@ -58,7 +58,8 @@ struct dit {
     float *host_t;
     int32_t *y;
     /* scratch, one set a scratch row of the back end */
-    float *patches, *stream, *decoder_stream, *last_out;
+    float *patches, *last_out;
+    char *stream, *decoder_stream;          // k->stream
     char *norm, *qkv, *attn, *hidden, *mlp; // act
 
     struct kern_graph **graphs; // one a size of batch (see graphs in dit.c), where the back end records; else NULL
@@ -72,8 +73,8 @@ struct dit {
 
 // Everything of scratch row s0, as the listings name it.
 struct dit_scratch {
-    float *patches, *stream, *decoder_stream, *last_out;
-    void *norm, *qkv, *attn, *hidden, *mlp;
+    float *patches, *last_out;
+    void *stream, *decoder_stream, *norm, *qkv, *attn, *hidden, *mlp;
 };
 struct dit_scratch dit_scratch_at(const struct dit *, int s0);
 

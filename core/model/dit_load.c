@@ -354,7 +354,7 @@ static int load_stage(struct dit *m, struct dit_stage *g, const struct tensor_ta
 
 static int load_ends(struct dit *m, const struct tensor_table *w, struct err *e) {
     int C = m->encoder.C, patch2 = m->P * m->P, last_in = m->decoder.depth ? m->decoder.C : C;
-    struct kern_linear_spec patch = {.out = C, .in = m->a.in_channels * patch2, .unit = m->T, .x_f32 = true, .y_f32 = true};
+    struct kern_linear_spec patch = {.out = C, .in = m->a.in_channels * patch2, .unit = m->T, .x_f32 = true, .y_f32 = true, .y_stream = true};
     struct kern_linear_spec last = {.out = m->out_channels * patch2, .in = last_in, .unit = m->T, .y_f32 = true};
     static const layer_name last_name[1] = {"final_layer.linear"};
     if (one_linear(m, &m->patch, w, "", "x_embedder.proj", patch, e)) return e->status;
@@ -366,7 +366,7 @@ static int load_ends(struct dit *m, const struct tensor_table *w, struct err *e)
 
 static int load_decoder(struct dit *m, const struct tensor_table *w, struct err *e) {
     int D = m->decoder.C;
-    struct kern_linear_spec spec = {.out = D, .in = m->encoder.C, .unit = m->T, .y_f32 = true};
+    struct kern_linear_spec spec = {.out = D, .in = m->encoder.C, .unit = m->T, .y_f32 = true, .y_stream = true};
     if (one_linear(m, &m->to_decoder, w, "", "decoder_layer.linear", spec, e)) return e->status;
     if (load_positions(m, &m->decoder_pos, w, "decoder_pos_embed", D, e)) return e->status;
     return load_stage(m, &m->decoder, w, "decoder_blocks.", e);

@@ -11,17 +11,18 @@ int in_context_rows(struct kern *k, void *ctx, int r0, int n, int s0) {
     struct dit_scratch s = dit_scratch_at(m, s0);
     const struct dit_stage *g = &m->encoder;
     int T = m->T, L = m->L, C = g->C, I = m->a.input_size, P = m->P, in = m->a.in_channels;
-    size_t side2 = (size_t)I * (size_t)I, row = (size_t)L * (size_t)C, act = kern_dtype_size(k->act);
+    size_t side2 = (size_t)I * (size_t)I, row = (size_t)L * (size_t)C, act = kern_dtype_size(k->act),
+           element = kern_dtype_size(k->stream);
     const struct dit_affine *norm = &g->blocks[0].norm1;
 
     TRY(k->patchify(k, s.patches, m->x + (size_t)r0 * (size_t)in * side2, n, in, I, P));
     for (int r = 0; r < n; r++) { // rows lie L tokens apart, of which the first T are the image's
-        float *stream = s.stream + (size_t)r * row;
+        char *stream = (char *)s.stream + (size_t)r * row * element;
         TRY(k->linear(k, m->patch, stream, s.patches + (size_t)r * (size_t)(T * in * P * P), 1, NULL));
         TRY(k->add_table(k, stream, m->pos, 1, T, C));
     }
-    TRY(k->set_token(k, s.stream, m->t_embed + (size_t)r0 * (size_t)C, n, L, C, T));
-    TRY(k->set_token(k, s.stream, m->y_embed + (size_t)r0 * (size_t)C, n, L, C, T + 1));
+    TRY(k->set_token(k, s.stream, k->stream, m->t_embed + (size_t)r0 * (size_t)C, n, L, C, T));
+    TRY(k->set_token(k, s.stream, k->stream, m->y_embed + (size_t)r0 * (size_t)C, n, L, C, T + 1));
     TRY(k->norm_modulate(k, s.norm, s.stream, norm->shift, norm->scale, 0, n, L, C, DIT_EPS, NULL, NULL));
     for (int i = 0; i < g->depth; i++) {
         const struct dit_block *b = &g->blocks[i];

@@ -37,7 +37,7 @@ static int run_norm(struct kern *k, struct norm_call *c, int R) {
     return cpu_run(k, R * c->pieces, 16.0 * R * c->T * c->all.C, norm_task, c);
 }
 
-static int cpu_norm_modulate(struct kern *k, void *y, const float *x, const float *shift, const float *scale, int ld, int R,
+static int cpu_norm_modulate(struct kern *k, void *y, const void *x, const float *shift, const float *scale, int ld, int R,
                              int T, int C, float eps, float *save_mean, float *save_rstd) {
     struct norm_call c = {.ld = ld,
                           .T = T,
@@ -52,7 +52,7 @@ static int cpu_norm_modulate(struct kern *k, void *y, const float *x, const floa
     return run_norm(k, &c, R);
 }
 
-static int cpu_gate_norm(struct kern *k, void *y, float *x, const void *h, const float *gate, const float *shift,
+static int cpu_gate_norm(struct kern *k, void *y, void *x, const void *h, const float *gate, const float *shift,
                          const float *scale, int ld, int R, int T, int C, float eps, float *save_mean, float *save_rstd) {
     struct norm_call c = {.ld = ld,
                           .T = T,

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT
 /*
- * attention: softmax(q k^T / sqrt(D)) v in bfloat16 by mma.sync, the T x T matrix never in memory (Dao et al., FlashAttention, 2022).
+ * attention: softmax(q k^T / sqrt(D)) v in bfloat16 by mma.sync, the T x T matrix never in memory (Dao et al., FlashAttention,
+ * 2022).
  *
- * A block takes 16 queries a warp of one head of one row and walks the keys 64 at a time; keys and values of the next 64 are copied (cp.async) while
- * these are multiplied, the wait for V apart from the wait for K. Head dimensions are not padded: q k^T runs in steps of 16 over D
- * and one of 8 (m16n8k8) where D is an odd multiple of 8 (72 = 4 x 16 + 8), p v has D/8 column tiles. A shared line is an odd number
- * of 16-byte pieces, which makes ldmatrix free of bank conflicts without swizzling.
+ * A block takes 16 or 32 queries a warp of one head of one row and walks the keys 64 at a time; keys and values of the next 64
+ * are copied (cp.async) while these are multiplied, the wait for V apart from the wait for K. Head dimensions are not padded: q
+ * k^T runs in steps of 16 over D and one of 8 (m16n8k8) where D is an odd multiple of 8 (72 = 4 x 16 + 8), p v has D/8 column
+ * tiles. A shared line is an odd number of 16-byte pieces, which makes ldmatrix free of bank conflicts without swizzling.
  *
- * The order of all sums of a query depends on the number of keys alone: not on the row, on R or on the warps a block has. So
- * few rows may run with 4 warps a block (more blocks) and many with 8 (each key fetched for twice the queries).
+ * The order of all sums of a query depends on the number of keys alone: not on the row, on R or on a block's shape. So
+ * few rows may run with 64 queries a block (more blocks) and many with 128 (each key fetched for twice the queries).
  */
 #include "kernels/cuda/device.cuh"
 
@@ -21,8 +22,15 @@ __device__ __forceinline__ unsigned pack(float lo, float hi) {
     return *(unsigned *)&v;
 }
 
+__device__ __forceinline__ float power_of_2(float x) { // one instruction; exp2f wraps it in a range fix for subnormal results
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Lines [first, first + LINES) of one head into shared memory; lines from T on are zeros
-template <int D, int LINES, int THREADS> __device__ __forceinline__ void copy_lines(bf16 *dst, const bf16 *src, size_t ld, int first, int T) {
+template <int D, int LINES, int THREADS>
+__device__ __forceinline__ void copy_lines(bf16 *dst, const bf16 *src, size_t ld, int first, int T) {
     constexpr int PIECES = D / 8, STRIDE = (D / 8 | 1) * 8;
 #pragma unroll
     for (int i = threadIdx.x; i < LINES * PIECES; i += THREADS) {
@@ -32,9 +40,13 @@ template <int D, int LINES, int THREADS> __device__ __forceinline__ void copy_li
     }
 }
 
-template <int D, int WARPS>
-__global__ void __launch_bounds__(WARPS * 32, (D <= 72 ? 16 : 8) / WARPS) attention(bf16 *o, const bf16 *qkv, int T, int H, float scale, float *lse) {
-    constexpr int BR = WARPS * 16, STRIDE = (D / 8 | 1) * 8, STEPS = D / 16, TILES = D / 8, THREADS = WARPS * 32;
+// MT: tiles of 16 queries a warp
+template <int D, int WARPS, int MT>
+__global__ void __launch_bounds__(WARPS * 32, MT == 2   ? 2
+                                              : D <= 72 ? 4
+                                                        : 2)
+    attention(bf16 *o, const bf16 *qkv, int T, int H, float scale, float *lse) {
+    constexpr int BR = WARPS * MT * 16, STRIDE = (D / 8 | 1) * 8, STEPS = D / 16, TILES = D / 8, THREADS = WARPS * 32;
     constexpr bool TAIL = D % 16 != 0;
     extern __shared__ __align__(16) bf16 shared[];
     bf16 *sq = shared, *sk = sq + BR * STRIDE, *sv = sk + 2 * BC * STRIDE;
@@ -50,29 +62,36 @@ __global__ void __launch_bounds__(WARPS * 32, (D <= 72 ? 16 : 8) / WARPS) attent
     copy_lines<D, BC, THREADS>(sv, v, ld, 0, T);
     copy_commit();
 
-    unsigned qf[STEPS ? STEPS : 1][4], qt[2];
-    float acc[TILES][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+    bf16 *mine = sq + warp * MT * 16 * STRIDE; // this warp's queries, later its results
+    unsigned qf[MT][STEPS ? STEPS : 1][4], qt[MT][2];
+    float acc[MT][TILES][4] = {}, top[MT][2], sum[MT][2] = {};
+    for (int m = 0; m < MT; m++) top[m][0] = top[m][1] = -INFINITY;
     for (int j = 0; j < blocks; j++) {
         const bf16 *kj = sk + (j & 1) * BC * STRIDE, *vj = sv + (j & 1) * BC * STRIDE;
         copy_wait<1>(); // K of this step (and Q) are here
         __syncthreads();
         if (j + 1 < blocks) copy_lines<D, BC, THREADS>(sk + (j + 1 & 1) * BC * STRIDE, k, ld, (j + 1) * BC, T);
         copy_commit();
-        if (j == 0) {
-            const bf16 *p = sq + (warp * 16 + (lane & 15)) * STRIDE + lane / 16 * 8;
+        if (j == 0)
 #pragma unroll
-            for (int i = 0; i < STEPS; i++) ldmatrix4(qf[i], p + i * 16);
-            if (TAIL) ldmatrix2(qt, sq + (warp * 16 + (lane & 15)) * STRIDE + STEPS * 16);
-        }
-        float s[BC / 8][4] = {};
+            for (int m = 0; m < MT; m++) {
+                const bf16 *p = mine + (m * 16 + (lane & 15)) * STRIDE;
 #pragma unroll
-        for (int i = 0; i < STEPS; i++)
+                for (int i = 0; i < STEPS; i++) ldmatrix4(qf[m][i], p + i * 16 + lane / 16 * 8);
+                if (TAIL) ldmatrix2(qt[m], p + STEPS * 16);
+            }
+        float s[MT][BC / 8][4] = {};
 #pragma unroll
-            for (int n = 0; n < BC / 16; n++) {
+        for (int n = 0; n < BC / 16; n++)
+#pragma unroll
+            for (int i = 0; i < STEPS; i++) {
                 unsigned b[4];
                 ldmatrix4(b, kj + (n * 16 + lane / 16 * 8 + (lane & 7)) * STRIDE + i * 16 + (lane / 8 & 1) * 8);
-                mma_bf16_k16(s[2 * n], qf[i], b[0], b[1]);
-                mma_bf16_k16(s[2 * n + 1], qf[i], b[2], b[3]);
+#pragma unroll
+                for (int m = 0; m < MT; m++) {
+                    mma_bf16_k16(s[m][2 * n], qf[m][i], b[0], b[1]);
+                    mma_bf16_k16(s[m][2 * n + 1], qf[m][i], b[2], b[3]);
+                }
             }
         if (TAIL)
 #pragma unroll
@@ -80,35 +99,41 @@ __global__ void __launch_bounds__(WARPS * 32, (D <= 72 ? 16 : 8) / WARPS) attent
                 unsigned b[4];
                 ldmatrix4(b, kj + (n * 32 + lane) * STRIDE + STEPS * 16);
 #pragma unroll
-                for (int i = 0; i < 4; i++) mma_bf16_k8(s[4 * n + i], qt, b[i]);
+                for (int i = 0; i < 4; i++)
+#pragma unroll
+                    for (int m = 0; m < MT; m++) mma_bf16_k8(s[m][4 * n + i], qt[m], b[i]);
             }
         if ((j + 1) * BC > T)
-            for (int n = 0; n < BC / 8; n++)
-                for (int i = 0; i < 4; i++)
-                    if (j * BC + n * 8 + (lane & 3) * 2 + (i & 1) >= T) s[n][i] = -INFINITY;
+            for (int m = 0; m < MT; m++)
+                for (int n = 0; n < BC / 8; n++)
+                    for (int i = 0; i < 4; i++)
+                        if (j * BC + n * 8 + (lane & 3) * 2 + (i & 1) >= T) s[m][n][i] = -INFINITY;
 
         // softmax so far: this thread has the rows lane/4 and lane/4 + 8, two columns in eight; four neighbours share a row
-        unsigned p[BC / 16][4];
+        unsigned p[MT][BC / 16][4];
 #pragma unroll
-        for (int g = 0; g < 2; g++) {
-            float best = top[g];
+        for (int m = 0; m < MT; m++)
 #pragma unroll
-            for (int n = 0; n < BC / 8; n++) best = fmaxf(best, fmaxf(s[n][2 * g], s[n][2 * g + 1]));
-            best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 1));
-            best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 2));
-            const float shrink = exp2f((top[g] - best) * scale2), offset = best * scale2;
-            top[g] = best;
-            float part = 0;
+            for (int g = 0; g < 2; g++) {
+                float best = top[m][g];
 #pragma unroll
-            for (int n = 0; n < BC / 8; n++) {
-                float a = exp2f(fmaf(s[n][2 * g], scale2, -offset)), b = exp2f(fmaf(s[n][2 * g + 1], scale2, -offset));
-                part += a + b;
-                p[n / 2][(n & 1) * 2 + g] = pack(a, b);
+                for (int n = 0; n < BC / 8; n++) best = fmaxf(best, fmaxf(s[m][n][2 * g], s[m][n][2 * g + 1]));
+                best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 1));
+                best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 2));
+                const float shrink = power_of_2((top[m][g] - best) * scale2), offset = best * scale2;
+                top[m][g] = best;
+                float part = 0;
+#pragma unroll
+                for (int n = 0; n < BC / 8; n++) {
+                    float x = power_of_2(fmaf(s[m][n][2 * g], scale2, -offset)),
+                          y = power_of_2(fmaf(s[m][n][2 * g + 1], scale2, -offset));
+                    part += x + y;
+                    p[m][n / 2][(n & 1) * 2 + g] = pack(x, y);
+                }
+                sum[m][g] = fmaf(sum[m][g], shrink, part);
+#pragma unroll
+                for (int n = 0; n < TILES; n++) acc[m][n][2 * g] *= shrink, acc[m][n][2 * g + 1] *= shrink;
             }
-            sum[g] = fmaf(sum[g], shrink, part);
-#pragma unroll
-            for (int n = 0; n < TILES; n++) acc[n][2 * g] *= shrink, acc[n][2 * g + 1] *= shrink;
-        }
 
         copy_wait<1>(); // V of this step
         __syncthreads();
@@ -121,44 +146,61 @@ __global__ void __launch_bounds__(WARPS * 32, (D <= 72 ? 16 : 8) / WARPS) attent
             for (int n = 0; n + 1 < TILES; n += 2) {
                 unsigned b[4];
                 ldmatrix4_trans(b, line + n * 8 + lane / 16 * 8);
-                mma_bf16_k16(acc[n], p[i], b[0], b[1]);
-                mma_bf16_k16(acc[n + 1], p[i], b[2], b[3]);
+#pragma unroll
+                for (int m = 0; m < MT; m++) {
+                    mma_bf16_k16(acc[m][n], p[m][i], b[0], b[1]);
+                    mma_bf16_k16(acc[m][n + 1], p[m][i], b[2], b[3]);
+                }
             }
             if (TAIL) {
                 unsigned b[2];
                 ldmatrix2_trans(b, line + (TILES - 1) * 8);
-                mma_bf16_k16(acc[TILES - 1], p[i], b[0], b[1]);
+#pragma unroll
+                for (int m = 0; m < MT; m++) mma_bf16_k16(acc[m][TILES - 1], p[m][i], b[0], b[1]);
             }
         }
     }
 
     // through this warp's own lines of sq, so that memory is written 16 bytes at a time
-    const int r0 = warp * 16 + lane / 4;
 #pragma unroll
-    for (int g = 0; g < 2; g++) {
-        sum[g] += __shfl_xor_sync(0xffffffffu, sum[g], 1);
-        sum[g] += __shfl_xor_sync(0xffffffffu, sum[g], 2);
-        const float inverse = 1 / sum[g];
+    for (int m = 0; m < MT; m++)
 #pragma unroll
-        for (int n = 0; n < TILES; n++)
-            *(unsigned *)(sq + (r0 + g * 8) * STRIDE + n * 8 + (lane & 3) * 2) = pack(acc[n][2 * g] * inverse, acc[n][2 * g + 1] * inverse);
-        const int t = q0 + r0 + g * 8;
-        if (lse && (lane & 3) == 0 && t < T) lse[(row * H + h) * T + t] = top[g] * scale + logf(sum[g]);
-    }
+        for (int g = 0; g < 2; g++) {
+            float total = sum[m][g];
+            total += __shfl_xor_sync(0xffffffffu, total, 1);
+            total += __shfl_xor_sync(0xffffffffu, total, 2);
+            const float inverse = 1 / total;
+            const int line = m * 16 + g * 8 + lane / 4, t = q0 + warp * MT * 16 + line;
+#pragma unroll
+            for (int n = 0; n < TILES; n++)
+                *(unsigned *)(mine + line * STRIDE + n * 8 + (lane & 3) * 2) =
+                    pack(acc[m][n][2 * g] * inverse, acc[m][n][2 * g + 1] * inverse);
+            if (lse && (lane & 3) == 0 && t < T) lse[(row * H + h) * T + t] = top[m][g] * scale + logf(total);
+        }
     __syncwarp();
-    for (int i = lane; i < 16 * TILES; i += 32) {
-        const int line = warp * 16 + i / TILES, piece = i % TILES;
-        if (q0 + line < T) *(uint4 *)(o + (row * T + q0 + line) * C + (size_t)h * D + piece * 8) = *(const uint4 *)(sq + line * STRIDE + piece * 8);
+    for (int i = lane; i < MT * 16 * TILES; i += 32) {
+        const int line = i / TILES, piece = i % TILES, t = q0 + warp * MT * 16 + line;
+        if (t < T)
+            *(uint4 *)(o + (row * T + t) * C + (size_t)h * D + piece * 8) = *(const uint4 *)(mine + line * STRIDE + piece * 8);
     }
 }
 
-template <int D, int WARPS> static int launch(struct kern *k, bf16 *o, const bf16 *qkv, int R, int T, int H, float *lse) {
-    constexpr int STRIDE = (D / 8 | 1) * 8, BYTES = (WARPS * 16 + 4 * BC) * STRIDE * 2;
-    int rc = cuda_check(k, cudaFuncSetAttribute(attention<D, WARPS>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES), "attention");
+template <int D, int WARPS, int MT> static int launch(struct kern *k, bf16 *o, const bf16 *qkv, int R, int T, int H, float *lse) {
+    constexpr int STRIDE = (D / 8 | 1) * 8, BR = WARPS * MT * 16, BYTES = (BR + 4 * BC) * STRIDE * 2;
+    int rc = cuda_check(k, cudaFuncSetAttribute(attention<D, WARPS, MT>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES),
+                        "attention");
     if (rc < 0) return rc;
-    dim3 grid((unsigned)((T + WARPS * 16 - 1) / (WARPS * 16)), (unsigned)H, (unsigned)R);
-    attention<D, WARPS><<<grid, WARPS * 32, BYTES, cuda_of(k)->stream>>>(o, qkv, T, H, 1 / sqrtf((float)D), lse);
+    dim3 grid((unsigned)((T + BR - 1) / BR), (unsigned)H, (unsigned)R);
+    attention<D, WARPS, MT><<<grid, WARPS * 32, BYTES, cuda_of(k)->stream>>>(o, qkv, T, H, 1 / sqrtf((float)D), lse);
     return cuda_launched(k, "attention");
+}
+
+// Two tiles a warp halve the reads of shared memory, which bound one tile; from head dimension 96 on they would not fit the
+// registers
+template <int D> static int run(struct kern *k, bf16 *o, const bf16 *qkv, int R, int T, int H, float *lse) {
+    if constexpr (D <= 80)
+        if ((long)R * H * ((T + 127) / 128) >= 2L * cuda_of(k)->sms) return launch<D, 4, 2>(k, o, qkv, R, T, H, lse);
+    return launch<D, 4, 1>(k, o, qkv, R, T, H, lse);
 }
 
 int cuda_attention(struct kern *k, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse) {
@@ -166,12 +208,27 @@ int cuda_attention(struct kern *k, void *o, const void *qkv, int R, int T, int H
     if (rc < 0 || R == 0) return rc;
     if (R > 65535 || H > 65535) return cuda_fail(k, KERN_EUNSUPPORTED, "attention of %d rows and %d heads", R, H);
     if (k->act == KERN_F32) return cuda_attention_f32(k, (float *)o, (const float *)qkv, R, T, H, D, save_lse);
-    bool many = (long)R * H * ((T + 127) / 128) >= 2L * cuda_of(k)->sms;
+    if (cuda_attention_sm90(k, o, qkv, R, T, H, D, save_lse, &rc)) return rc;
     switch (D) {
-#define CASE(d) \
-    case d: return many ? launch<d, 8>(k, (bf16 *)o, (const bf16 *)qkv, R, T, H, save_lse) : launch<d, 4>(k, (bf16 *)o, (const bf16 *)qkv, R, T, H, save_lse)
-        CASE(8); CASE(16); CASE(24); CASE(32); CASE(40); CASE(48); CASE(56); CASE(64);
-        CASE(72); CASE(80); CASE(88); CASE(96); CASE(104); CASE(112); CASE(120); CASE(128);
+#define CASE(d)                                                                                                                  \
+    case d:                                                                                                                      \
+        return run<d>(k, (bf16 *)o, (const bf16 *)qkv, R, T, H, save_lse)
+        CASE(8);
+        CASE(16);
+        CASE(24);
+        CASE(32);
+        CASE(40);
+        CASE(48);
+        CASE(56);
+        CASE(64);
+        CASE(72);
+        CASE(80);
+        CASE(88);
+        CASE(96);
+        CASE(104);
+        CASE(112);
+        CASE(120);
+        CASE(128);
 #undef CASE
     }
     return cuda_fail(k, KERN_EUNSUPPORTED, "head dimension %d", D);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * attention_f32: the float32 attention of exact runs. A warp takes four queries and walks the keys 32 at a time, one key a lane, with keys and
- * values in shared memory; the weights of the 32 keys then go round by shuffles while each lane sums its own columns of V.
+ * attention_f32: the float32 attention of exact runs. A warp takes four queries and walks the keys 32 at a time, one key a lane,
+ * with keys and values in shared memory; the weights of the 32 keys then go round by shuffles while each lane sums its own
+ * columns of V.
  */
 #include "kernels/cuda/device.cuh"
 
@@ -9,7 +10,9 @@
 #define Q 4 // queries a warp
 #define KEYS 32
 
-template <int COLS> __global__ void __launch_bounds__(WARPS * 32) attention_f32(float *o, const float *qkv, int T, int H, int D, float scale, float *lse) {
+template <int COLS>
+__global__ void __launch_bounds__(WARPS * 32)
+    attention_f32(float *o, const float *qkv, int T, int H, int D, float scale, float *lse) {
     extern __shared__ float shared[];
     const int stride = D + 1, lane = threadIdx.x & 31, warp = threadIdx.x / 32, t0 = (blockIdx.x * WARPS + warp) * Q;
     float *sk = shared, *sv = sk + KEYS * stride, *sq = sv + KEYS * stride + warp * Q * D;
@@ -61,7 +64,8 @@ template <int COLS> __global__ void __launch_bounds__(WARPS * 32) attention_f32(
 
 template <int COLS> static int launch(struct kern *k, float *o, const float *qkv, int R, int T, int H, int D, float *lse) {
     int bytes = (2 * KEYS * (D + 1) + WARPS * Q * D) * 4;
-    int rc = cuda_check(k, cudaFuncSetAttribute(attention_f32<COLS>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "attention");
+    int rc =
+        cuda_check(k, cudaFuncSetAttribute(attention_f32<COLS>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "attention");
     if (rc < 0) return rc;
     dim3 grid((unsigned)((T + WARPS * Q - 1) / (WARPS * Q)), (unsigned)H, (unsigned)R);
     attention_f32<COLS><<<grid, WARPS * 32, (size_t)bytes, cuda_of(k)->stream>>>(o, qkv, T, H, D, 1 / sqrtf((float)D), lse);
@@ -70,9 +74,13 @@ template <int COLS> static int launch(struct kern *k, float *o, const float *qkv
 
 int cuda_attention_f32(struct kern *k, float *o, const float *qkv, int R, int T, int H, int D, float *lse) {
     switch ((D + 31) / 32) {
-    case 1: return launch<1>(k, o, qkv, R, T, H, D, lse);
-    case 2: return launch<2>(k, o, qkv, R, T, H, D, lse);
-    case 3: return launch<3>(k, o, qkv, R, T, H, D, lse);
-    default: return launch<4>(k, o, qkv, R, T, H, D, lse);
+    case 1:
+        return launch<1>(k, o, qkv, R, T, H, D, lse);
+    case 2:
+        return launch<2>(k, o, qkv, R, T, H, D, lse);
+    case 3:
+        return launch<3>(k, o, qkv, R, T, H, D, lse);
+    default:
+        return launch<4>(k, o, qkv, R, T, H, D, lse);
     }
 }

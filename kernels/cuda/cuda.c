@@ -2,9 +2,10 @@
 /*
  * cuda: finds the CUDA back end at run time.
  *
- * Everything that needs NVIDIA's compiler or libraries lives in libsitd_cuda.so, which the build puts beside the executable. One executable
- * thus runs everywhere: where that file, the driver or cuBLASLt is missing, opening "cuda" fails with a text that says which, and the
- * other back ends work. The library stays loaded until the process ends: unloading a CUDA runtime that still owns a context is not safe.
+ * Everything that needs NVIDIA's compiler or libraries lives in libsitd_cuda.so, which the build puts beside the executable. One
+ * executable thus runs everywhere: where that file, the driver or cuBLASLt is missing, opening "cuda" fails with a text that says
+ * which, and the other back ends work. The library stays loaded until the process ends: unloading a CUDA runtime that still owns
+ * a context is not safe.
  */
 #include "kernels/cuda/cuda.h"
 #include "kernels/backend.h"
@@ -37,7 +38,8 @@ static int no_wide(struct kern *k, int T, int C, struct kern_wide **out) {
 }
 
 int kern_cuda_open(struct kern *k, const struct kern_config *cfg) {
-    static const struct cuda_host host = {sizeof(struct kern), sizeof(struct kern_row_update), kern_check_linear, kern_check_attention};
+    static const struct cuda_host host = {sizeof(struct kern), sizeof(struct kern_row_update), kern_check_linear,
+                                          kern_check_attention};
     char path[512];
     if (!library_path(path, sizeof path)) return kern_fail(k, KERN_EUNSUPPORTED, "cannot tell where this program lies");
     if (access(path, F_OK) != 0) return kern_fail(k, KERN_EUNSUPPORTED, "this build has no CUDA back end (no %s)", path);

@@ -2,14 +2,16 @@
 /*
  * device: one GPU as a back end: opening it, its memory, its one stream, recorded graphs.
  *
- * All work goes to one stream in the order of the calls, so an op returns as soon as it is queued, and only download, row_norm and large uploads
- * wait. Small uploads and the samplers' tables go through a ring of pinned memory: the host's bytes are copied at once (the caller may reuse
- * them) and the device fetches them in stream order, so a sampling step never waits for the device.
+ * All work goes to one stream in the order of the calls, so an op returns as soon as it is queued, and only download, row_norm
+ * and large uploads wait. Small uploads and the samplers' tables go through a ring of pinned memory: the host's bytes are copied
+ * at once (the caller may reuse them) and the device fetches them in stream order, so a sampling step never waits for the device.
  *
- * k->rows hands over all rows as one chunk: a GPU wants the largest products it can get, and rows are independent in every op anyway.
+ * k->rows hands over all rows as one chunk: a GPU wants the largest products it can get, and rows are independent in every op
+ * anyway.
  *
- * A graph is what the ops between graph_begin and graph_end queued, recorded instead of run (capture is thread-local: other threads may
- * allocate). Kernels and cuBLASLt load their code at first use, which is not legal while recording: run once, then record.
+ * A graph is what the ops between graph_begin and graph_end queued, recorded instead of run (capture is thread-local: other
+ * threads may allocate). Kernels and cuBLASLt load their code at first use, which is not legal while recording: run once, then
+ * record.
  */
 #include "kernels/cuda/device.cuh"
 
@@ -151,6 +153,13 @@ static void cuda_graph_free(struct kern *k, struct kern_graph *g) {
     if (g) cudaGraphExecDestroy((cudaGraphExec_t)g);
 }
 
+/* ---- pictures: not on the GPU (cuda.c refuses their layers); the reference would read device memory ---- */
+
+static int no_group_norm(struct kern *k, float *, double *, const float *, const float *, const float *, size_t, int, int,
+                         float) {
+    return cuda_fail(k, KERN_EUNSUPPORTED, "group norms are not in the CUDA back end; use the cpu back end for pictures");
+}
+
 /* ---- opening and closing ---- */
 
 static void cuda_close(struct kern *k) {
@@ -175,10 +184,12 @@ static int find_device(struct kern *k, int device, struct cudaDeviceProp *p) {
         return cuda_fail(k, KERN_EDEVICE, "no usable NVIDIA GPU: %s", e == cudaSuccess ? "none found" : cudaGetErrorString(e));
     int rc = cuda_check(k, e, "looking for GPUs");
     if (rc < 0) return rc;
-    if (device < 0 || device >= n) return cuda_fail(k, KERN_EDEVICE, "no GPU %d: this machine has %d (numbered from 0)", device, n);
+    if (device < 0 || device >= n)
+        return cuda_fail(k, KERN_EDEVICE, "no GPU %d: this machine has %d (numbered from 0)", device, n);
     rc = cuda_check(k, cudaGetDeviceProperties(p, device), "reading the GPU's properties");
     if (rc < 0) return rc;
-    if (p->major < 8) return cuda_fail(k, KERN_EUNSUPPORTED, "%s has compute capability %d.%d, 8.0 is needed", p->name, p->major, p->minor);
+    if (p->major < 8)
+        return cuda_fail(k, KERN_EUNSUPPORTED, "%s has compute capability %d.%d, 8.0 is needed", p->name, p->major, p->minor);
     return cuda_check(k, cudaSetDevice(device), p->name);
 }
 
@@ -188,7 +199,8 @@ static int open_parts(struct kern *k, struct cuda *c) {
     if (rc == KERN_OK) rc = cuda_check(k, cudaMalloc((void **)&c->twin, 2 * RING_BYTES), "staging memory");
     for (int i = 0; i < 2 && rc == KERN_OK; i++)
         rc = cuda_check(k, cudaEventCreateWithFlags(&c->half_done[i], cudaEventDisableTiming), "an event");
-    if (rc == KERN_OK && cublasLtCreate(&c->lt) != CUBLAS_STATUS_SUCCESS) rc = cuda_fail(k, KERN_EDEVICE, "cuBLASLt does not start on this GPU");
+    if (rc == KERN_OK && cublasLtCreate(&c->lt) != CUBLAS_STATUS_SUCCESS)
+        rc = cuda_fail(k, KERN_EDEVICE, "cuBLASLt does not start on this GPU");
     return rc;
 }
 
@@ -210,6 +222,7 @@ static void fill(struct kern *k) {
     k->norm_modulate = cuda_norm_modulate;
     k->gate_norm = cuda_gate_norm;
     k->attention = cuda_attention;
+    k->group_norm = no_group_norm;
     k->set_token = cuda_set_token;
     k->cross_attention = cuda_cross_attention;
     k->gather = cuda_gather;
@@ -222,7 +235,8 @@ static void fill(struct kern *k) {
     k->close = cuda_close;
 }
 
-extern "C" __attribute__((visibility("default"))) int sitd_cuda_open(struct kern *k, const struct kern_config *cfg, const struct cuda_host *host) {
+extern "C" __attribute__((visibility("default"))) int sitd_cuda_open(struct kern *k, const struct kern_config *cfg,
+                                                                     const struct cuda_host *host) {
     struct cudaDeviceProp p;
     if (host->kern_size != sizeof(struct kern) || host->update_size != sizeof(struct kern_row_update))
         return cuda_fail(k, KERN_EUNSUPPORTED, "%s belongs to another version of this program", KERN_CUDA_LIBRARY);
@@ -233,6 +247,7 @@ extern "C" __attribute__((visibility("default"))) int sitd_cuda_open(struct kern
     c->host = host;
     c->device = cfg->device;
     c->sms = p.multiProcessorCount;
+    c->hopper = p.major == 9 && p.minor == 0;
     k->impl = c;
     rc = open_parts(k, c);
     if (rc < 0) {
@@ -241,6 +256,7 @@ extern "C" __attribute__((visibility("default"))) int sitd_cuda_open(struct kern
     }
     k->name = "cuda";
     k->threads = 1;
+    k->stream = cfg->act == KERN_BF16 && !cfg->exact_stream ? KERN_F16 : KERN_F32;
     snprintf(k->device, sizeof k->device, "%.60s, GPU %d, %.0f GiB", p.name, cfg->device, (double)p.totalGlobalMem / (1 << 30));
     fill(k);
     return KERN_OK;

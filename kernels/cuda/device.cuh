@@ -18,12 +18,14 @@ struct cuda { // k->impl
     cublasLtHandle_t lt;
     const struct cuda_host *host;
     int device, sms;
+    bool hopper; // compute capability 9.0: wgmma
     bool capturing;
-    /* staging: small host arrays go through pinned memory to the device without waiting. Two halves; an event guards the reuse of each. */
-    char *pinned, *twin;      // [2*RING_BYTES] host and device
-    size_t at;                // next free byte
+    /* staging: small host arrays go through pinned memory to the device without waiting. Two halves; an event guards the reuse of
+     * each. */
+    char *pinned, *twin; // [2*RING_BYTES] host and device
+    size_t at;           // next free byte
     cudaEvent_t half_done[2];
-    struct plan *plans;       // list, see plan.cu
+    struct plan *plans; // list, see plan.cu
 };
 
 static inline struct cuda *cuda_of(const struct kern *k) { return (struct cuda *)k->impl; }
@@ -31,9 +33,9 @@ static inline struct cuda *cuda_of(const struct kern *k) { return (struct cuda *
 static inline size_t kern_size(enum kern_dtype t) { return t == KERN_F32 ? 4 : 2; }
 
 int cuda_fail(struct kern *, int status, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-int cuda_check(struct kern *, cudaError_t, const char *what);  // 0, or KERN_EDEVICE / KERN_ENOMEM with the text
-int cuda_launched(struct kern *, const char *op);              // after a launch
-int cuda_not_recorded(struct kern *, const char *op);          // fails between graph_begin and graph_end
+int cuda_check(struct kern *, cudaError_t, const char *what); // 0, or KERN_EDEVICE / KERN_ENOMEM with the text
+int cuda_launched(struct kern *, const char *op);             // after a launch
+int cuda_not_recorded(struct kern *, const char *op);         // fails between graph_begin and graph_end
 // Copies a small host array to the device through the ring; *dev is valid for work queued before the next RING_BYTES of staging.
 int cuda_stage(struct kern *, const void *host, size_t bytes, void **dev);
 
@@ -43,17 +45,20 @@ void cuda_linear_free(struct kern *, struct kern_linear *);
 int cuda_linear(struct kern *, const struct kern_linear *, void *y, const void *x, int units, void *save_pre);
 int cuda_patchify(struct kern *, float *tok, const float *img, int R, int Cin, int I, int P);
 int cuda_unpatchify(struct kern *, float *img, const float *tok, int R, int Cout, int keep, int I, int P);
-int cuda_add_table(struct kern *, float *x, const float *table, int R, int T, int C);
+int cuda_add_table(struct kern *, void *x, const float *table, int R, int T, int C);
 int cuda_timestep_embed(struct kern *, float *out, const float *t, int R, int F);
-int cuda_condition(struct kern *, float *silu_c, const float *temb, const float *table, const int32_t *y, int R, int C, float *save_c);
-int cuda_norm_modulate(struct kern *, void *y, const float *x, const float *shift, const float *scale, int ld, int R, int T, int C,
+int cuda_condition(struct kern *, float *silu_c, const float *temb, const float *table, const int32_t *y, int R, int C,
+                   float *save_c);
+int cuda_norm_modulate(struct kern *, void *y, const void *x, const float *shift, const float *scale, int ld, int R, int T, int C,
                        float eps, float *save_mean, float *save_rstd);
-int cuda_gate_norm(struct kern *, void *y, float *x, const void *h, const float *gate, const float *shift, const float *scale, int ld,
-                   int R, int T, int C, float eps, float *save_mean, float *save_rstd);
+int cuda_gate_norm(struct kern *, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale,
+                   int ld, int R, int T, int C, float eps, float *save_mean, float *save_rstd);
 int cuda_attention(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);
 int cuda_attention_f32(struct kern *, float *o, const float *qkv, int R, int T, int H, int D, float *save_lse);
-int cuda_set_token(struct kern *, float *x, const float *v, int R, int T, int C, int at);
+int cuda_set_token(struct kern *, void *x, enum kern_dtype t, const float *v, int R, int T, int C, int at);
 int cuda_cross_attention(struct kern *, void *o, const void *q, const float *kv, int ld, int R, int T, int S, int H, int D);
+// True where this GPU has a faster kernel for that head dimension; *rc is then its status
+bool cuda_attention_sm90(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse, int *rc);
 int cuda_gather(struct kern *, float *in, const float *cols, size_t numel, const struct kern_gather *, int n);
 int cuda_row_update(struct kern *, float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,
                     const struct kern_row_update *, int n);
@@ -65,6 +70,31 @@ template <typename T> __device__ __forceinline__ void store_f32(T *p, float v) {
 __device__ __forceinline__ float warp_sum(float v) { // the same tree always: xor 16, 8, 4, 2, 1
     for (int i = 16; i; i /= 2) v += __shfl_xor_sync(0xffffffffu, v, i);
     return v;
+}
+
+/*
+ * Launches that may begin before the kernel in front of them has ended (Hopper's programmatic dependent launch): blocks are
+ * placed and set up meanwhile. The kernel must call wait_for_previous before it reads or writes memory that another kernel
+ * touches; it returns when all earlier work is complete and visible, as no kernel here lets its successor go early.
+ */
+__device__ __forceinline__ void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+template <typename... P, typename... A>
+static inline void launch_early(const struct kern *k, void (*kernel)(P...), dim3 grid, int threads, int shared_bytes, A... args) {
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = (size_t)shared_bytes;
+    config.stream = cuda_of(k)->stream;
+    config.attrs = &early;
+    config.numAttrs = cuda_of(k)->hopper ? 1 : 0;
+    (void)cudaLaunchKernelEx(&config, kernel, P(args)...); // cuda_launched sees its error
 }
 
 /* ---- tensor core and asynchronous copy instructions ---- */
@@ -91,22 +121,24 @@ __device__ __forceinline__ void ldmatrix4_trans(unsigned r[4], const void *p) {
                  : "r"(shared_address(p)));
 }
 __device__ __forceinline__ void ldmatrix2_trans(unsigned r[2], const void *p) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(shared_address(p)));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(p)));
 }
 __device__ __forceinline__ void mma_bf16_k16(float d[4], const unsigned a[4], unsigned b0, unsigned b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 __device__ __forceinline__ void mma_bf16_k8(float d[4], const unsigned a[2], unsigned b) {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(b));
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b));
 }
 __device__ __forceinline__ void mma_f16_k16(float d[4], const unsigned a[4], unsigned b0, unsigned b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 #endif

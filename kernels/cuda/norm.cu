@@ -1,37 +1,59 @@
 // SPDX-License-Identifier: MIT
 /*
- * norm: LayerNorm with modulation, alone or behind a gated residual. Bound by memory: per element 12 bytes (x read and written in float32, h read and
- * y written in 16 bits), 226 MB at 64 rows of XL/2.
+ * norm: LayerNorm with modulation, alone or behind a gated residual. Bound by memory: per element 8 bytes with the residual
+ * stream x in float16 (x read and written, h read, y written), 151 MB at 64 rows of XL/2; 12 bytes and 226 MB with x in float32.
  *
  * A warp holds one token in registers: C = 32 lanes x NV vectors of VEC floats, loaded once, mean and then squared deviations
- * summed from registers (two passes over registers cost nothing beside one pass over memory), every sum by the same lanes in the same order, so a token's
- * bits do not depend on where it stands. A block takes some tokens of one row with that row's gate, shift and scale in shared memory:
- * without that their reads would equal the main traffic. Widths that are no multiple of 64 take a plain loop.
+ * summed from registers (two passes over registers cost nothing beside one pass over memory), every sum by the same lanes in the
+ * same order, so a token's bits do not depend on where it stands. A block takes some tokens of one row with that row's gate,
+ * shift and scale in shared memory: without that their reads would equal the main traffic. Widths that are no multiple of 64 take
+ * a plain loop.
  */
 #include "kernels/cuda/device.cuh"
 
 #define WARPS 4
 
 template <int VEC> struct vec; // VEC floats, and VEC 16-bit numbers, as one load
-template <> struct vec<4> { typedef float4 f; typedef uint2 h; };
-template <> struct vec<2> { typedef float2 f; typedef unsigned h; };
+template <> struct vec<4> {
+    typedef float4 f;
+    typedef uint2 h;
+};
+template <> struct vec<2> {
+    typedef float2 f;
+    typedef unsigned h;
+};
 
-template <int VEC> __device__ __forceinline__ void load(float *v, const float *p) { *(typename vec<VEC>::f *)v = *(const typename vec<VEC>::f *)p; }
+template <int VEC> __device__ __forceinline__ void load(float *v, const float *p) {
+    *(typename vec<VEC>::f *)v = *(const typename vec<VEC>::f *)p;
+}
 template <int VEC> __device__ __forceinline__ void load(float *v, const __nv_bfloat16 *p) {
     __align__(8) __nv_bfloat162 h[VEC / 2];
     *(typename vec<VEC>::h *)h = *(const typename vec<VEC>::h *)p;
     for (int i = 0; i < VEC / 2; i++) ((float2 *)v)[i] = __bfloat1622float2(h[i]);
 }
-template <int VEC> __device__ __forceinline__ void save(float *p, const float *v) { *(typename vec<VEC>::f *)p = *(const typename vec<VEC>::f *)v; }
+template <int VEC> __device__ __forceinline__ void load(float *v, const __half *p) {
+    __align__(8) __half2 h[VEC / 2];
+    *(typename vec<VEC>::h *)h = *(const typename vec<VEC>::h *)p;
+    for (int i = 0; i < VEC / 2; i++) ((float2 *)v)[i] = __half22float2(h[i]);
+}
+template <int VEC> __device__ __forceinline__ void save(float *p, const float *v) {
+    *(typename vec<VEC>::f *)p = *(const typename vec<VEC>::f *)v;
+}
 template <int VEC> __device__ __forceinline__ void save(__nv_bfloat16 *p, const float *v) {
     __align__(8) __nv_bfloat162 h[VEC / 2];
     for (int i = 0; i < VEC / 2; i++) h[i] = __float22bfloat162_rn(((const float2 *)v)[i]);
     *(typename vec<VEC>::h *)p = *(const typename vec<VEC>::h *)h;
 }
 
+template <int VEC> __device__ __forceinline__ void save(__half *p, const float *v) {
+    __align__(8) __half2 h[VEC / 2];
+    for (int i = 0; i < VEC / 2; i++) h[i] = __float22half2_rn(((const float2 *)v)[i]);
+    *(typename vec<VEC>::h *)p = *(const typename vec<VEC>::h *)h;
+}
+
 struct norm_args {
-    void *y;           // NULL: only the gated residual
-    float *x;          // written when gate is given
+    void *y; // NULL: only the gated residual
+    void *x; // written when gate is given
     const void *h;
     const float *gate, *shift, *scale;
     int ld, T, C, tokens; // tokens a block
@@ -39,11 +61,13 @@ struct norm_args {
     float *mean, *rstd;
 };
 
-template <typename A, int VEC, int NV, bool GATE> __global__ void __launch_bounds__(WARPS * 32, 4) norm_kernel(const norm_args a) {
+template <typename A, typename X, int VEC, int NV, bool GATE>
+__global__ void __launch_bounds__(WARPS * 32, 4) norm_kernel(const norm_args a) {
     constexpr int C = 32 * VEC * NV;
     __shared__ __align__(16) float vectors[3][C];
     const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
     const size_t row = blockIdx.y, mod = row * (size_t)a.ld;
+    wait_for_previous();
     for (int i = threadIdx.x * VEC; i < C; i += WARPS * 32 * VEC) {
         if (GATE) load<VEC>(&vectors[2][i], a.gate + mod + i);
         if (!a.y) continue;
@@ -57,7 +81,7 @@ template <typename A, int VEC, int NV, bool GATE> __global__ void __launch_bound
         const size_t token = row * (size_t)a.T + (size_t)t, at = token * C + (size_t)lane * VEC;
         __align__(16) float x[NV][VEC];
 #pragma unroll
-        for (int i = 0; i < NV; i++) load<VEC>(x[i], a.x + at + i * 32 * VEC);
+        for (int i = 0; i < NV; i++) load<VEC>(x[i], (const X *)a.x + at + i * 32 * VEC);
         if (GATE) {
             __align__(16) float h[NV][VEC];
 #pragma unroll
@@ -67,7 +91,7 @@ template <typename A, int VEC, int NV, bool GATE> __global__ void __launch_bound
                 __align__(16) float g[VEC];
                 load<VEC>(g, &vectors[2][(i * 32 + lane) * VEC]);
                 for (int j = 0; j < VEC; j++) x[i][j] = fmaf(g[j], h[i][j], x[i][j]);
-                save<VEC>(a.x + at + i * 32 * VEC, x[i]);
+                save<VEC>((X *)a.x + at + i * 32 * VEC, x[i]);
             }
         }
         if (!a.y) continue;
@@ -94,71 +118,129 @@ template <typename A, int VEC, int NV, bool GATE> __global__ void __launch_bound
 }
 
 // Any width: a warp a token, reading it again for each pass
-template <typename A> __global__ void __launch_bounds__(WARPS * 32) norm_any(const norm_args a) {
+template <typename A, typename X> __global__ void __launch_bounds__(WARPS * 32) norm_any(const norm_args a) {
     const int lane = threadIdx.x & 31, t = blockIdx.x * WARPS + threadIdx.x / 32;
     const size_t row = blockIdx.y, mod = row * (size_t)a.ld, token = row * (size_t)a.T + (size_t)t;
     if (t >= a.T) return;
-    float *x = a.x + token * a.C, sum = 0, squares = 0;
+    X *x = (X *)a.x + token * a.C;
+    float sum = 0, squares = 0;
     if (a.gate)
-        for (int i = lane; i < a.C; i += 32) x[i] = fmaf(a.gate[mod + i], load_f32((const A *)a.h + token * a.C + i), x[i]);
+        for (int i = lane; i < a.C; i += 32)
+            store_f32(x + i, fmaf(a.gate[mod + i], load_f32((const A *)a.h + token * a.C + i), load_f32(x + i)));
     if (!a.y) return;
-    for (int i = lane; i < a.C; i += 32) sum += x[i];
+    for (int i = lane; i < a.C; i += 32) sum += load_f32(x + i);
     const float mean = warp_sum(sum) / a.C;
-    for (int i = lane; i < a.C; i += 32) squares = fmaf(x[i] - mean, x[i] - mean, squares);
+    for (int i = lane; i < a.C; i += 32) squares = fmaf(load_f32(x + i) - mean, load_f32(x + i) - mean, squares);
     const float rstd = 1 / sqrtf(warp_sum(squares) / a.C + a.eps);
     for (int i = lane; i < a.C; i += 32)
-        store_f32((A *)a.y + token * a.C + i, fmaf((x[i] - mean) * rstd, 1 + a.scale[mod + i], a.shift[mod + i]));
+        store_f32((A *)a.y + token * a.C + i, fmaf((load_f32(x + i) - mean) * rstd, 1 + a.scale[mod + i], a.shift[mod + i]));
     if (lane == 0 && a.mean) a.mean[token] = mean;
     if (lane == 0 && a.rstd) a.rstd[token] = rstd;
 }
 
-template <typename A, int VEC, int NV> static void launch(const norm_args &a, dim3 grid, cudaStream_t s) {
-    if (a.gate) norm_kernel<A, VEC, NV, true><<<grid, WARPS * 32, 0, s>>>(a);
-    else norm_kernel<A, VEC, NV, false><<<grid, WARPS * 32, 0, s>>>(a);
+template <typename A, typename X, int VEC, int NV> static void launch(const norm_args &a, dim3 grid, const struct kern *k) {
+    if (a.gate) launch_early(k, norm_kernel<A, X, VEC, NV, true>, grid, WARPS * 32, 0, a);
+    else launch_early(k, norm_kernel<A, X, VEC, NV, false>, grid, WARPS * 32, 0, a);
 }
 
 // False: no kernel for this width
-template <typename A> static bool launch_width(const norm_args &a, dim3 grid, cudaStream_t s) {
+template <typename A, typename X> static bool launch_width(const norm_args &a, dim3 grid, const struct kern *k) {
     switch (a.C) {
-    case 64: launch<A, 2, 1>(a, grid, s); return true;
-    case 128: launch<A, 4, 1>(a, grid, s); return true;
-    case 192: launch<A, 2, 3>(a, grid, s); return true;
-    case 256: launch<A, 4, 2>(a, grid, s); return true;
-    case 320: launch<A, 2, 5>(a, grid, s); return true;
-    case 384: launch<A, 4, 3>(a, grid, s); return true;
-    case 512: launch<A, 4, 4>(a, grid, s); return true;
-    case 640: launch<A, 4, 5>(a, grid, s); return true;
-    case 768: launch<A, 4, 6>(a, grid, s); return true;
-    case 896: launch<A, 4, 7>(a, grid, s); return true;
-    case 1024: launch<A, 4, 8>(a, grid, s); return true;
-    case 1152: launch<A, 4, 9>(a, grid, s); return true;
-    case 1280: launch<A, 4, 10>(a, grid, s); return true;
-    case 1536: launch<A, 4, 12>(a, grid, s); return true;
-    default: return false;
+    case 64:
+        launch<A, X, 2, 1>(a, grid, k);
+        return true;
+    case 128:
+        launch<A, X, 4, 1>(a, grid, k);
+        return true;
+    case 192:
+        launch<A, X, 2, 3>(a, grid, k);
+        return true;
+    case 256:
+        launch<A, X, 4, 2>(a, grid, k);
+        return true;
+    case 320:
+        launch<A, X, 2, 5>(a, grid, k);
+        return true;
+    case 384:
+        launch<A, X, 4, 3>(a, grid, k);
+        return true;
+    case 512:
+        launch<A, X, 4, 4>(a, grid, k);
+        return true;
+    case 640:
+        launch<A, X, 4, 5>(a, grid, k);
+        return true;
+    case 768:
+        launch<A, X, 4, 6>(a, grid, k);
+        return true;
+    case 896:
+        launch<A, X, 4, 7>(a, grid, k);
+        return true;
+    case 1024:
+        launch<A, X, 4, 8>(a, grid, k);
+        return true;
+    case 1152:
+        launch<A, X, 4, 9>(a, grid, k);
+        return true;
+    case 1280:
+        launch<A, X, 4, 10>(a, grid, k);
+        return true;
+    case 1536:
+        launch<A, X, 4, 12>(a, grid, k);
+        return true;
+    default:
+        return false;
     }
 }
 
-template <typename A> static int run(struct kern *k, norm_args a, int R) {
+template <typename A, typename X> static int run(struct kern *k, norm_args a, int R) {
     const struct cuda *c = cuda_of(k);
-    bool aligned = a.ld % 4 == 0 && ((size_t)a.x | (size_t)a.y | (size_t)a.h | (size_t)a.gate | (size_t)a.shift | (size_t)a.scale) % 16 == 0;
+    bool aligned =
+        a.ld % 4 == 0 && ((size_t)a.x | (size_t)a.y | (size_t)a.h | (size_t)a.gate | (size_t)a.shift | (size_t)a.scale) % 16 == 0;
     a.tokens = 32; // a block; fewer where there would not be enough blocks for the multiprocessors
     while (a.tokens > WARPS && (long)R * a.T / a.tokens < 8L * c->sms) a.tokens /= 2;
     if (R == 0) return KERN_OK;
     if (R > 65535) return cuda_fail(k, KERN_EUNSUPPORTED, "%d rows at once", R);
-    if (!aligned || !launch_width<A>(a, dim3((unsigned)((a.T + a.tokens - 1) / a.tokens), (unsigned)R), c->stream))
-        norm_any<A><<<dim3((unsigned)((a.T + WARPS - 1) / WARPS), (unsigned)R), WARPS * 32, 0, c->stream>>>(a);
+    if (!aligned || !launch_width<A, X>(a, dim3((unsigned)((a.T + a.tokens - 1) / a.tokens), (unsigned)R), k))
+        norm_any<A, X><<<dim3((unsigned)((a.T + WARPS - 1) / WARPS), (unsigned)R), WARPS * 32, 0, c->stream>>>(a);
     return cuda_launched(k, a.gate ? "gate_norm" : "norm_modulate");
 }
 
-static int run_any(struct kern *k, const norm_args &a, int R) { return k->act == KERN_F32 ? run<float>(k, a, R) : run<__nv_bfloat16>(k, a, R); }
-
-int cuda_norm_modulate(struct kern *k, void *y, const float *x, const float *shift, const float *scale, int ld, int R, int T, int C,
-                       float eps, float *save_mean, float *save_rstd) {
-    return run_any(k, {.y = y, .x = (float *)x, .shift = shift, .scale = scale, .ld = ld, .T = T, .C = C, .eps = eps, .mean = save_mean, .rstd = save_rstd}, R);
+static int run_any(struct kern *k, const norm_args &a, int R) {
+    if (k->act == KERN_F32) return run<float, float>(k, a, R);
+    return k->stream == KERN_F16 ? run<__nv_bfloat16, __half>(k, a, R) : run<__nv_bfloat16, float>(k, a, R);
 }
 
-int cuda_gate_norm(struct kern *k, void *y, float *x, const void *h, const float *gate, const float *shift, const float *scale, int ld,
-                   int R, int T, int C, float eps, float *save_mean, float *save_rstd) {
-    return run_any(k, {.y = y, .x = x, .h = h, .gate = gate, .shift = shift, .scale = scale, .ld = ld, .T = T, .C = C, .eps = eps, .mean = save_mean,
-                       .rstd = save_rstd}, R);
+int cuda_norm_modulate(struct kern *k, void *y, const void *x, const float *shift, const float *scale, int ld, int R, int T,
+                       int C, float eps, float *save_mean, float *save_rstd) {
+    return run_any(k,
+                   {.y = y,
+                    .x = (void *)x,
+                    .shift = shift,
+                    .scale = scale,
+                    .ld = ld,
+                    .T = T,
+                    .C = C,
+                    .eps = eps,
+                    .mean = save_mean,
+                    .rstd = save_rstd},
+                   R);
+}
+
+int cuda_gate_norm(struct kern *k, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale,
+                   int ld, int R, int T, int C, float eps, float *save_mean, float *save_rstd) {
+    return run_any(k,
+                   {.y = y,
+                    .x = x,
+                    .h = h,
+                    .gate = gate,
+                    .shift = shift,
+                    .scale = scale,
+                    .ld = ld,
+                    .T = T,
+                    .C = C,
+                    .eps = eps,
+                    .mean = save_mean,
+                    .rstd = save_rstd},
+                   R);
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Linear layers of any shape: for the odd sizes that the fast ways do not take, for the tiny patch embedding, for float32 vectors.
+// Linear layers of any shape: for the odd sizes that the fast ways do not take, for the tiny patch embedding, for float32
+// vectors.
 #include "kernels/cuda/linear.cuh"
 
 #define TILE 64
@@ -34,24 +35,40 @@ template <typename X, typename Y> __global__ void __launch_bounds__(256) plain(c
         }
         __syncthreads();
     }
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 4; i++) {
+        if (m0 + tm + i >= a.M) continue;
+        const size_t at = (size_t)(m0 + tm + i) * a.N + n0 + tn;
+        struct alignas(4 * sizeof(Y)) {
+            Y v[4];
+        } pre, y;
         for (int j = 0; j < 4; j++) {
-            if (m0 + tm + i >= a.M || n0 + tn + j >= a.N) continue;
-            size_t at = (size_t)(m0 + tm + i) * a.N + n0 + tn + j;
-            float u = acc[i][j] + a.bias[n0 + tn + j];
-            if (a.pre) store_f32((Y *)a.pre + at, u);
-            store_f32((Y *)a.y + at, activate(a.act, u));
+            float u = acc[i][j] + (n0 + tn + j < a.N ? a.bias[n0 + tn + j] : 0);
+            store_f32(&pre.v[j], u);
+            store_f32(&y.v[j], activate(a.act, u));
         }
+        if (a.N % 4 == 0 && n0 + tn < a.N) { // four at once
+            if (a.pre) *(decltype(pre) *)((Y *)a.pre + at) = pre;
+            *(decltype(y) *)((Y *)a.y + at) = y;
+            continue;
+        }
+        for (int j = 0; j < 4 && n0 + tn + j < a.N; j++) {
+            if (a.pre) ((Y *)a.pre)[at + j] = pre.v[j];
+            ((Y *)a.y)[at + j] = y.v[j];
+        }
+    }
+}
+
+template <typename X> static void launch(const plain_args &a, dim3 grid, cudaStream_t s) {
+    if (a.yt == KERN_F32) plain<X, float><<<grid, 256, 0, s>>>(a);
+    else if (a.yt == KERN_F16) plain<X, __half><<<grid, 256, 0, s>>>(a);
+    else plain<X, __nv_bfloat16><<<grid, 256, 0, s>>>(a);
 }
 
 int plain_linear(struct kern *k, const struct plain_args *a) {
     if (a->M > 65535L * TILE) return cuda_fail(k, KERN_EUNSUPPORTED, "a product of %ld lines", a->M);
     dim3 grid((unsigned)((a->N + TILE - 1) / TILE), (unsigned)((a->M + TILE - 1) / TILE));
-    cudaStream_t s = cuda_of(k)->stream;
-    if (a->x_f32 && a->y_f32) plain<float, float><<<grid, 256, 0, s>>>(*a);
-    else if (a->x_f32) plain<float, __nv_bfloat16><<<grid, 256, 0, s>>>(*a);
-    else if (a->y_f32) plain<__nv_bfloat16, float><<<grid, 256, 0, s>>>(*a);
-    else plain<__nv_bfloat16, __nv_bfloat16><<<grid, 256, 0, s>>>(*a);
+    if (a->x_f32) launch<float>(*a, grid, cuda_of(k)->stream);
+    else launch<__nv_bfloat16>(*a, grid, cuda_of(k)->stream);
     return cuda_launched(k, "linear");
 }
 

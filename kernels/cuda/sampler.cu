@@ -2,9 +2,9 @@
 /*
  * sampler: gather, row_update and row_norm.
  *
- * One kernel moves all rows, each by its own table of coefficients, four elements a thread because one Philox counter gives four normals.
- * The sums are the reference's very operations in the reference's order (this file is compiled with -fmad=false, products and sums meet only in
- * fmaf), so that an image's noise and its moves are the same bits on the CPU and on every GPU.
+ * One kernel moves all rows, each by its own table of coefficients, four elements a thread because one Philox counter gives four
+ * normals. The sums are the reference's very operations in the reference's order (this file is compiled with -fmad=false,
+ * products and sums meet only in fmaf), so that an image's noise and its moves are the same bits on the CPU and on every GPU.
  * row_norm is a fixed tree of double sums: the same for a slot wherever it stands.
  */
 #include "kernels/cuda/device.cuh"
@@ -54,7 +54,8 @@ __device__ static float assigned(const struct kern_assign &a, const float *cols,
 __global__ static void row_update(float *all, size_t numel, size_t plane, const float *out, size_t ld, const float *noise,
                                   const struct kern_row_update *table) {
     __shared__ struct kern_row_update u;
-    for (unsigned i = threadIdx.x; i < sizeof u / 4; i += THREADS) ((uint32_t *)&u)[i] = ((const uint32_t *)(table + blockIdx.y))[i];
+    for (unsigned i = threadIdx.x; i < sizeof u / 4; i += THREADS)
+        ((uint32_t *)&u)[i] = ((const uint32_t *)(table + blockIdx.y))[i];
     __syncthreads();
     float *cols = all + (size_t)u.slot * KERN_COLS * numel;
     size_t e0 = ((size_t)blockIdx.x * THREADS + threadIdx.x) * 4;
@@ -83,7 +84,8 @@ int cuda_row_update(struct kern *k, float *cols, size_t numel, size_t plane, con
         rc = cuda_stage(k, u + at, (size_t)m * sizeof *u, &table);
         if (rc < 0) break;
         dim3 grid((unsigned)((numel + 4 * THREADS - 1) / (4 * THREADS)), (unsigned)m);
-        row_update<<<grid, THREADS, 0, cuda_of(k)->stream>>>(cols, numel, plane, out, out_ld, noise, (const struct kern_row_update *)table);
+        row_update<<<grid, THREADS, 0, cuda_of(k)->stream>>>(cols, numel, plane, out, out_ld, noise,
+                                                             (const struct kern_row_update *)table);
         rc = cuda_launched(k, "row_update");
     }
     return rc;
@@ -120,7 +122,8 @@ int cuda_row_norm(struct kern *k, double *norms, const float *cols, size_t numel
         rc = cuda_stage(k, norm + at, (size_t)m * sizeof *norm, &table);
         if (rc == KERN_OK) rc = cuda_stage(k, norms + at, (size_t)m * sizeof *norms, &results);
         if (rc < 0) break;
-        row_norm<<<(unsigned)m, NORM_THREADS, 0, cuda_of(k)->stream>>>((double *)results, cols, numel, (const struct kern_norm *)table);
+        row_norm<<<(unsigned)m, NORM_THREADS, 0, cuda_of(k)->stream>>>((double *)results, cols, numel,
+                                                                       (const struct kern_norm *)table);
         rc = cuda_launched(k, "row_norm");
         if (rc == KERN_OK) rc = k->download(k, norms + at, results, (size_t)m * sizeof *norms);
     }

@@ -10,13 +10,13 @@ void ref_linear_free(struct kern *, struct kern_linear *);
 int ref_linear(struct kern *, const struct kern_linear *, void *y, const void *x, int units, void *save_pre);
 int ref_patchify(struct kern *, float *tok, const float *img, int R, int Cin, int I, int P);
 int ref_unpatchify(struct kern *, float *img, const float *tok, int R, int Cout, int keep, int I, int P);
-int ref_add_table(struct kern *, float *x, const float *table, int R, int T, int C);
+int ref_add_table(struct kern *, void *x, const float *table, int R, int T, int C);
 int ref_timestep_embed(struct kern *, float *out, const float *t, int R, int F);
 int ref_condition(struct kern *, float *silu_c, const float *temb, const float *table, const int32_t *y, int R, int C,
                   float *save_c);
-int ref_norm_modulate(struct kern *, void *y, const float *x, const float *shift, const float *scale, int ld, int R, int T, int C,
+int ref_norm_modulate(struct kern *, void *y, const void *x, const float *shift, const float *scale, int ld, int R, int T, int C,
                       float eps, float *save_mean, float *save_rstd);
-int ref_gate_norm(struct kern *, void *y, float *x, const void *h, const float *gate, const float *shift, const float *scale,
+int ref_gate_norm(struct kern *, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale,
                   int ld, int R, int T, int C, float eps, float *save_mean, float *save_rstd);
 int ref_attention(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);
 int ref_conv_new(struct kern *, const struct kern_conv_spec *, const float *w, const float *b, struct kern_conv **);
@@ -30,7 +30,7 @@ void ref_wide_free(struct kern *, struct kern_wide *);
 int ref_wide_strips(struct kern *, const struct kern_wide *);
 int ref_wide(struct kern *, const struct kern_wide *, float *o, const float *qkv, int first, int n);
 
-int ref_set_token(struct kern *, float *x, const float *v, int R, int T, int C, int at);
+int ref_set_token(struct kern *, void *x, enum kern_dtype t, const float *v, int R, int T, int C, int at);
 int ref_cross_attention(struct kern *, void *o, const void *q, const float *kv, int ld, int R, int T, int S, int H, int D);
 int ref_gather(struct kern *, float *in, const float *cols, size_t numel, const struct kern_gather *, int n);
 int ref_row_update(struct kern *, float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,

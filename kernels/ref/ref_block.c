@@ -20,8 +20,9 @@ static void norm_line(enum kern_dtype act, void *y, const float *x, const float 
     if (save_rstd) save_rstd[at] = (float)rstd;
 }
 
-int ref_norm_modulate(struct kern *k, void *y, const float *x, const float *shift, const float *scale, int ld, int R, int T,
+int ref_norm_modulate(struct kern *k, void *y, const void *stream, const float *shift, const float *scale, int ld, int R, int T,
                       int C, float eps, float *save_mean, float *save_rstd) {
+    const float *x = stream;
     for (size_t i = 0; i < (size_t)R * (size_t)T; i++) {
         size_t m = i / (size_t)T * (size_t)ld;
         norm_line(k->act, y, x + i * (size_t)C, shift + m, scale + m, i, C, eps, save_mean, save_rstd);
@@ -29,11 +30,11 @@ int ref_norm_modulate(struct kern *k, void *y, const float *x, const float *shif
     return KERN_OK;
 }
 
-int ref_gate_norm(struct kern *k, void *y, float *x, const void *h, const float *gate, const float *shift, const float *scale,
+int ref_gate_norm(struct kern *k, void *y, void *stream, const void *h, const float *gate, const float *shift, const float *scale,
                   int ld, int R, int T, int C, float eps, float *save_mean, float *save_rstd) {
     for (size_t i = 0; i < (size_t)R * (size_t)T; i++) {
         size_t m = i / (size_t)T * (size_t)ld;
-        float *xi = x + i * (size_t)C;
+        float *xi = (float *)stream + i * (size_t)C;
         for (int j = 0; j < C; j++) xi[j] = fmaf(gate[m + (size_t)j], kern_load(k->act, h, i * (size_t)C + (size_t)j), xi[j]);
         if (y) norm_line(k->act, y, xi, shift + m, scale + m, i, C, eps, save_mean, save_rstd);
     }

@@ -5,11 +5,11 @@
 
 #include <math.h>
 
-int ref_set_token(struct kern *k, float *x, const float *v, int R, int T, int C, int at) {
+int ref_set_token(struct kern *k, void *x, enum kern_dtype t, const float *v, int R, int T, int C, int at) {
     (void)k;
     for (int r = 0; r < R; r++)
         for (int i = 0; i < C; i++)
-            x[((size_t)r * (size_t)T + (size_t)at) * (size_t)C + (size_t)i] = v[(size_t)r * (size_t)C + (size_t)i];
+            kern_store(t, x, ((size_t)r * (size_t)T + (size_t)at) * (size_t)C + (size_t)i, v[(size_t)r * (size_t)C + (size_t)i]);
     return KERN_OK;
 }
 

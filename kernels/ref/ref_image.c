@@ -30,8 +30,9 @@ int ref_unpatchify(struct kern *k, float *img, const float *tok, int R, int Cout
     return KERN_OK;
 }
 
-int ref_add_table(struct kern *k, float *x, const float *table, int R, int T, int C) {
+int ref_add_table(struct kern *k, void *stream, const float *table, int R, int T, int C) {
     (void)k;
+    float *x = stream;
     size_t n = (size_t)T * (size_t)C;
     for (int r = 0; r < R; r++)
         for (size_t i = 0; i < n; i++) x[(size_t)r * n + i] += table[i];

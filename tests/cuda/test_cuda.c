@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The CUDA back end: the op case list against the reference, rows against themselves in other company, what a table cannot say. Needs a GPU.
+// The CUDA back end: the op case list against the reference, rows against themselves in other company, what a table cannot say.
+// Needs a GPU.
 #include <math.h>
 
 #include "kernels/backend.h"
@@ -9,7 +10,7 @@
 static struct kern *open_kern(const char *backend, enum kern_dtype act) {
     struct kern *k;
     char why[256] = "";
-    struct kern_config cfg = {.backend = backend, .act = act};
+    struct kern_config cfg = {.backend = backend, .act = act, .exact_stream = true}; // the case list's residual stream is float32
     if (kern_open(&k, &cfg, why, sizeof why)) test_fail(__FILE__, __LINE__, "%s: %s", backend, why);
     return k;
 }
@@ -44,7 +45,9 @@ static int compare_case(const struct op_case *c, struct kern *cuda, struct kern 
         CHECK(op_read(&a, i, x) == 0);
         CHECK(op_read(&b, i, y) == 0);
         double d = distance(&a, i, x, y);
-        if (!(d <= c->tol)) failed++, printf("    %s (T %d, C %d, N %d, H %d): buffer %d is off by %.3g, allowed %.3g\n", c->name, c->T, c->C, c->N, c->H, i, d, c->tol);
+        if (!(d <= c->tol))
+            failed++, printf("    %s (T %d, C %d, N %d, H %d): buffer %d is off by %.3g, allowed %.3g\n", c->name, c->T, c->C,
+                             c->N, c->H, i, d, c->tol);
         free(x);
         free(y);
     }
@@ -58,7 +61,8 @@ static void compare_all(enum kern_dtype act) {
     struct kern *cuda = open_kern("cuda", act), *ref = open_kern("ref", act);
     int failed = 0;
     for (int i = 0; i < op_cases_n; i++)
-        if (op_cases[i].dtype == act && op_flops(&op_cases[i], 1) < 3e8) failed += compare_case(&op_cases[i], cuda, ref, op_flops(&op_cases[i], 1) > 1e8 ? 1 : 3);
+        if (op_cases[i].dtype == act && op_flops(&op_cases[i], 1) < 3e8)
+            failed += compare_case(&op_cases[i], cuda, ref, op_flops(&op_cases[i], 1) > 1e8 ? 1 : 3);
     kern_close(cuda);
     kern_close(ref);
     CHECK(failed == 0);
@@ -74,7 +78,14 @@ TEST_LIMIT(cuda_attention_of_every_head_dimension, 120) {
         struct kern *cuda = open_kern("cuda", act), *ref = open_kern("ref", act);
         int failed = 0;
         for (int d = 8; d <= 128; d += 8) {
-            struct op_case c = {.name = "attention", .op = OP_ATTENTION, .dtype = act, .T = 70 + d, .C = 2 * d, .H = 2, .tol = t ? 4e-3 : 2e-6, .save = true};
+            struct op_case c = {.name = "attention",
+                                .op = OP_ATTENTION,
+                                .dtype = act,
+                                .T = 70 + d,
+                                .C = 2 * d,
+                                .H = 2,
+                                .tol = t ? 4e-3 : 2e-6,
+                                .save = true};
             failed += compare_case(&c, cuda, ref, 2);
         }
         kern_close(cuda);
@@ -97,8 +108,11 @@ static int same_rows(struct op_run *got, const struct op_run *all, void **bytes,
         for (int r = 0; r < got->R; r++) differ += memcmp(x + (size_t)r * row, (char *)bytes[i] + (size_t)id[r] * row, row) != 0;
         free(x);
     }
-    for (int r = 0; got->c->op == OP_ROW_NORM && r < got->R; r++) differ += memcmp(&got->norms[r], &all->norms[id[r]], sizeof(double)) != 0;
-    if (differ) printf("    %s (T %d, C %d, N %d, H %d): %d of %d rows have other bits\n", got->c->name, got->c->T, got->c->C, got->c->N, got->c->H, differ, got->R);
+    for (int r = 0; got->c->op == OP_ROW_NORM && r < got->R; r++)
+        differ += memcmp(&got->norms[r], &all->norms[id[r]], sizeof(double)) != 0;
+    if (differ)
+        printf("    %s (T %d, C %d, N %d, H %d): %d of %d rows have other bits\n", got->c->name, got->c->T, got->c->C, got->c->N,
+               got->c->H, differ, got->R);
     return differ;
 }
 
@@ -139,7 +153,14 @@ TEST_LIMIT(cuda_bf16_rows_of_XL_do_not_depend_on_company, 300) {
     static const struct op_case cases[] = {
         {.name = "block of XL", .op = OP_NET, .dtype = KERN_BF16, .T = 256, .C = 1152, .N = 4608, .H = 16, .depth = 1},
         {.name = "block of B", .op = OP_NET, .dtype = KERN_BF16, .T = 256, .C = 768, .N = 3072, .H = 12, .depth = 1},
-        {.name = "modulation of XL", .op = OP_VECTORS, .dtype = KERN_BF16, .T = 1, .C = 1152, .N = 13824, .x_f32 = true, .y_f32 = true},
+        {.name = "modulation of XL",
+         .op = OP_VECTORS,
+         .dtype = KERN_BF16,
+         .T = 1,
+         .C = 1152,
+         .N = 13824,
+         .x_f32 = true,
+         .y_f32 = true},
         {.name = "last layer", .op = OP_LINEAR, .dtype = KERN_BF16, .T = 256, .C = 1152, .N = 32, .y_f32 = true},
     };
     struct kern *k = open_kern("cuda", KERN_BF16);
@@ -147,6 +168,83 @@ TEST_LIMIT(cuda_bf16_rows_of_XL_do_not_depend_on_company, 300) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) failed += case_bits(&cases[i], k, 64, counts);
     kern_close(k);
     CHECK(failed == 0);
+}
+
+/* ---- the residual stream in float16 ---- */
+
+struct halves {
+    void *x, *h, *mod, *y, *table;
+    int R, T, C;
+};
+
+// Residual stream, branch, modulation and table of R rows, as far as possible the same numbers on every back end
+static void halves_open(struct halves *s, struct kern *k, int R, int T, int C, int first_row) {
+    size_t n = (size_t)R * (size_t)T * (size_t)C, m = (size_t)R * 3 * (size_t)C, period = (size_t)T * (size_t)C;
+    bool half = k->stream == KERN_F16;
+    *s = (struct halves){.R = R, .T = T, .C = C};
+    CHECK(!k->alloc(k, n * 4, &s->x) && !k->alloc(k, n * 2, &s->h) && !k->alloc(k, m * 4, &s->mod) &&
+          !k->alloc(k, n * 2, &s->y) && !k->alloc(k, period * 4, &s->table));
+    float *x = malloc(n * 4), *mod = malloc(m * 4), *table = malloc(period * 4);
+    uint16_t *xh = malloc(n * 2), *h = malloc(n * 2);
+    for (size_t i = 0; i < n; i++) {
+        uint32_t e = (uint32_t)(i + (size_t)first_row * period);
+        xh[i] = (uint16_t)(0x3800 | (e * 2654435761u >> 22) | (e * 40503u & 0x8000)); // +-[0.5, 2)
+        x[i] = kern_f16_to_f32(xh[i]);
+        h[i] = kern_f32_to_bf16((float)(int32_t)(e * 2246822519u) * 0x1p-31f);
+    }
+    for (size_t i = 0; i < m; i++)
+        mod[i] = (float)(int32_t)((uint32_t)(i + (size_t)first_row * 3 * (size_t)C) * 3266489917u) * 0x1p-31f;
+    for (size_t i = 0; i < period; i++) table[i] = (float)(int32_t)((uint32_t)i * 668265263u) * 0x1p-31f;
+    CHECK(!k->upload(k, s->x, half ? (void *)xh : (void *)x, n * (half ? 2 : 4)) && !k->upload(k, s->h, h, n * 2) &&
+          !k->upload(k, s->mod, mod, m * 4));
+    CHECK(!k->upload(k, s->table, table, period * 4));
+    free(x), free(mod), free(table), free(xh), free(h);
+    const float *v = s->mod;
+    CHECK(!k->add_table(k, s->x, s->table, R, T, C));
+    CHECK(!k->norm_modulate(k, s->y, s->x, v, v + C, 3 * C, R, T, C, 1e-6f, NULL, NULL));
+    CHECK(!k->gate_norm(k, s->y, s->x, s->h, v, v + C, v + 2 * C, 3 * C, R, T, C, 1e-6f, NULL, NULL));
+}
+
+static void halves_read(struct halves *s, struct kern *k, float *x, float *y) {
+    size_t n = (size_t)s->R * (size_t)s->T * (size_t)s->C;
+    void *raw = malloc(n * 4);
+    CHECK(!k->download(k, raw, s->x, n * kern_dtype_size(k->stream)));
+    for (size_t i = 0; i < n; i++) x[i] = kern_load(k->stream, raw, i);
+    CHECK(!k->download(k, raw, s->y, n * 2));
+    for (size_t i = 0; i < n; i++) y[i] = kern_load(KERN_BF16, raw, i);
+    free(raw);
+    void *buffers[] = {s->x, s->h, s->mod, s->y, s->table};
+    for (int i = 0; i < 5; i++) k->free(k, buffers[i]);
+}
+
+static double relative(const float *a, const float *b, size_t n) {
+    double num = 0, den = 0;
+    for (size_t i = 0; i < n; i++)
+        num += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]), den += (double)b[i] * (double)b[i];
+    return sqrt(num / den);
+}
+
+TEST(cuda_float16_stream_matches_the_reference_and_keeps_its_bits) {
+    static const int widths[] = {40, 192, 768, 1152};
+    struct kern *cuda, *ref = open_kern("ref", KERN_BF16);
+    char why[256];
+    CHECK(kern_open(&cuda, &(struct kern_config){.backend = "cuda", .act = KERN_BF16}, why, sizeof why) == 0 &&
+          cuda->stream == KERN_F16);
+    for (size_t w = 0; w < sizeof widths / sizeof *widths; w++) {
+        enum { R = 9, T = 17 };
+        size_t row = (size_t)T * (size_t)widths[w], n = R * row;
+        float *x = malloc(4 * n), *y = malloc(4 * n), *want_x = malloc(4 * n), *want_y = malloc(4 * n);
+        struct halves s;
+        halves_open(&s, cuda, R, T, widths[w], 0), halves_read(&s, cuda, x, y);
+        halves_open(&s, ref, R, T, widths[w], 0), halves_read(&s, ref, want_x, want_y);
+        CHECK_NEAR(relative(x, want_x, n), 0, 4e-4);
+        CHECK_NEAR(relative(y, want_y, n), 0, 4e-3);
+        halves_open(&s, cuda, 2, T, widths[w], 5), halves_read(&s, cuda, want_x, want_y); // rows 5 and 6 again, alone
+        CHECK(memcmp(x + 5 * row, want_x, 2 * row * 4) == 0 && memcmp(y + 5 * row, want_y, 2 * row * 4) == 0);
+        free(x), free(y), free(want_x), free(want_y);
+    }
+    kern_close(cuda);
+    kern_close(ref);
 }
 
 /* ---- what a table of cases cannot say ---- */
@@ -199,7 +297,8 @@ TEST(cuda_refusals_say_why) {
     struct kern *k;
     char why[256];
     void *p;
-    CHECK(kern_open(&k, &(struct kern_config){.backend = "cuda", .device = 99}, why, sizeof why) == KERN_EDEVICE && !k && strstr(why, "99"));
+    CHECK(kern_open(&k, &(struct kern_config){.backend = "cuda", .device = 99}, why, sizeof why) == KERN_EDEVICE && !k &&
+          strstr(why, "99"));
     k = open_kern("cuda", KERN_BF16);
     struct kern_linear *l = (struct kern_linear *)k;
     CHECK(k->linear_new(k, &(struct kern_linear_spec){.out = 0, .in = 4, .unit = 1}, "", NULL, &l) == KERN_EUNSUPPORTED && !l);

@@ -384,7 +384,7 @@ int op_run(struct op_run *o) {
     case OP_ATTENTION:
         return k->attention(k, p[0], p[1], R, T, c->H, C / c->H, p[2]);
     case OP_SET_TOKEN:
-        return k->set_token(k, p[0], p[1], R, T, C, c->N);
+        return k->set_token(k, p[0], KERN_F32, p[1], R, T, C, c->N);
     case OP_CROSS:
         return k->cross_attention(k, p[0], p[1], (const float *)p[2] + 2 * C, 4 * C, R, T, c->N, c->H, C / c->H);
     case OP_GATHER:
