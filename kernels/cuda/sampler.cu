@@ -8,6 +8,7 @@
  * row_norm is a fixed tree of double sums: the same for a slot wherever it stands.
  */
 #include "kernels/cuda/device.cuh"
+#include "kernels/exp.h"
 #include "kernels/philox.h"
 
 #define THREADS 128
@@ -42,13 +43,28 @@ __device__ static float guided_out(const struct kern_row_update &u, const float 
     return fmaf(u.scale, with - without, without);
 }
 
-__device__ static float assigned(const struct kern_assign &a, const float *cols, size_t numel, size_t e, float F, float Z) {
+__device__ static float combined(const float *c, float c_out, const float *cols, size_t numel, size_t e, float F) {
     float v = 0;
     for (int j = 0; j < KERN_COLS; j++)
-        if (a.c[j] != 0) v = fmaf(a.c[j], cols[(size_t)j * numel + e], v);
-    if (a.c_out != 0) v = fmaf(a.c_out, F, v);
+        if (c[j] != 0) v = fmaf(c[j], cols[(size_t)j * numel + e], v);
+    return c_out != 0 ? fmaf(c_out, F, v) : v;
+}
+
+__device__ static float assigned(const struct kern_assign &a, const float *cols, size_t numel, size_t e, float F, float D, float Z) {
+    float v = combined(a.c, a.c_out, cols, numel, e, F);
+    if (a.c_clip != 0) v = fmaf(a.c_clip, D, v);
     if (a.c_noise != 0) v = fmaf(a.c_noise, Z, v);
     return v;
+}
+
+__device__ static float clipped(const struct kern_clip &c, const float *cols, size_t numel, size_t e, float F) {
+    float v = combined(c.c, c.c_out, cols, numel, e, F);
+    return v < -1 ? -1 : v > 1 ? 1 : v; // a NaN stays one
+}
+
+__device__ static float learned_scale(const struct kern_row_update &u, const float *out, size_t ld, size_t e, size_t ch) {
+    float f = fmaf(0.5f, guided_out(u, out, ld, e, ch), 0.5f);
+    return kern_expf(fmaf(f, u.log_span, u.log_lo));
 }
 
 __global__ static void row_update(float *all, size_t numel, size_t plane, const float *out, size_t ld, const float *noise,
@@ -59,18 +75,22 @@ __global__ static void row_update(float *all, size_t numel, size_t plane, const 
     __syncthreads();
     float *cols = all + (size_t)u.slot * KERN_COLS * numel;
     size_t e0 = ((size_t)blockIdx.x * THREADS + threadIdx.x) * 4;
-    bool reads_out = false, reads_noise = false;
+    bool reads_out = false, reads_noise = false, reads_clip = false;
     for (int i = 0; i < u.n; i++) {
         reads_out |= u.assign[i].c_out != 0;
+        reads_clip |= u.assign[i].c_clip != 0;
         reads_noise |= u.assign[i].c_noise != 0;
     }
+    reads_out |= reads_clip && u.clip.c_out != 0;
     float z[4] = {0, 0, 0, 0};
     if (reads_noise && !noise) philox_normal4(u.seed, u.image, u.draw, (uint32_t)(e0 / 4), z);
     for (size_t i = 0; i < 4 && e0 + i < numel; i++) {
         size_t e = e0 + i;
         float F = reads_out ? guided_out(u, out, ld, e, e / plane) : 0, v[KERN_ASSIGN];
+        float D = reads_clip ? clipped(u.clip, cols, numel, e, F) : 0;
         float Z = reads_noise && noise ? noise[(size_t)u.slot * numel + e] : z[i];
-        for (int a = 0; a < u.n; a++) v[a] = assigned(u.assign[a], cols, numel, e, F, Z);
+        if (reads_noise && u.learned) Z *= learned_scale(u, out, ld, numel + e, (numel + e) / plane);
+        for (int a = 0; a < u.n; a++) v[a] = assigned(u.assign[a], cols, numel, e, F, D, Z);
         for (int a = 0; a < u.n; a++) cols[(size_t)u.assign[a].dst * numel + e] = v[a];
     }
 }
