@@ -129,7 +129,7 @@ static void draw(struct export *x) { // lock held
 }
 
 // Waits for the next image in line; NULL: something failed
-static uint8_t *next_image(struct export *x, struct err *e) {
+static uint8_t *next_image(struct export *x, int *channels, struct err *e) {
     uint8_t **place = &x->ring[x->npz.done % (uint64_t)x->ring_n], *pixels;
     pthread_mutex_lock(&x->lock);
     int rc = fill(x, e);
@@ -141,6 +141,7 @@ static uint8_t *next_image(struct export *x, struct err *e) {
     if (rc == OK && !*place) *e = x->err;
     pixels = e->status == OK ? *place : NULL;
     if (pixels) *place = NULL;
+    *channels = x->channels;
     pthread_mutex_unlock(&x->lock);
     return pixels;
 }
@@ -149,9 +150,10 @@ static int write_images(struct export *x, struct err *e) {
     int rc = OK;
     x->start = x->synced = sample_now();
     while (rc == OK && x->npz.done < x->npz.n) {
-        uint8_t *pixels = next_image(x, e);
+        int channels;
+        uint8_t *pixels = next_image(x, &channels, e);
         if (!pixels) break;
-        rc = npz_add(&x->npz, pixels, 1, x->channels, e);
+        rc = npz_add(&x->npz, pixels, 1, channels, e);
         mem_free(pixels);
         if (rc == OK && sample_now() - x->synced >= SYNC_SECONDS) {
             rc = npz_sync(&x->npz, e);
