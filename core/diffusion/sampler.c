@@ -10,6 +10,7 @@
 #include <string.h>
 
 #define DOPRI5_ESTIMATE 62 // first guess of dopri5's evaluations: ten steps
+#define INTERVAL_SLACK 1e-9 // a grid's 0.96 * (6.0 / 24) is not the 0.24 of a request, but means it
 
 static const char *const type_names[SAMPLER_TYPE_COUNT] = {"ode", "sde", "ddpm", "ddim", "edm"};
 static const char *const method_names[METHOD_COUNT] = {"euler", "heun", "midpoint", "rk4", "dopri5", "exponential", "dpmpp2m"};
@@ -136,7 +137,8 @@ static void ask(const struct sampler *s, struct sampler_step *out, int in, doubl
     out->t = t;
     out->time = time;
     double judged = fmin(time, 1); // a replayed dopri5 steps past the end, guided as it was up to there
-    out->guidance = judged >= spec->guide_from && judged <= spec->guide_to ? spec->guidance : 1;
+    bool inside = judged >= spec->guide_from - INTERVAL_SLACK && judged <= spec->guide_to + INTERVAL_SLACK;
+    out->guidance = inside ? spec->guidance : 1;
 }
 
 void sampler_ask(const struct sampler *s, struct sampler_step *out, int in, double t, struct convert_at *at) {
