@@ -33,7 +33,7 @@ part layers tools/check-layers.sh
 part unit "$build/release/tests/run"
 part api "$python" -m pytest -q -p no:cacheprovider tests/api
 part web "$python" -m pytest -q -p no:cacheprovider tests/web
-part unit-address env TEST_TIME_SCALE=10 "$build/address/tests/run" tests/unit tests/bad tests/fault tests/golden/test_tiny
+part unit-address env TEST_TIME_SCALE=10 "$build/address/tests/run" tests/unit tests/bad tests/fault golden_tiny test_replay
 part api-address env SITD="$build/address/sitd" SITD_SANITIZED=1 "$python" -m pytest -q -p no:cacheprovider tests/api
 part api-thread env SITD="$build/thread/sitd" SITD_SANITIZED=1 "$python" -m pytest -q -p no:cacheprovider tests/api
 part unit-thread env TEST_TIME_SCALE=10 "$build/thread/tests/run" test_engine test_sched

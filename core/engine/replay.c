@@ -135,7 +135,10 @@ static int read_out(struct recorded *c, struct err *e) {
 int recorded_open(struct recorded *c, const struct replay *r, const char *input, struct err *e) {
     c->arch = r->proven;
     if (*replay_meta(c, "config") && arch_parse_config(&c->arch, replay_meta(c, "config"), e)) return e->status;
-    if (check_fits(&c->arch, &r->proven, e)) return e->status;
+    struct arch fitting = r->proven; // trained without label dropout: all rows of the label table are classes, which no tensor tells
+    if (!r->is_dir && fitting.class_dropout && !fitting.one_hot && c->arch.num_classes == fitting.num_classes + 1)
+        fitting.num_classes++, c->arch.class_dropout = false;
+    if (check_fits(&c->arch, &fitting, e)) return e->status;
     if (r->heads) c->arch.num_heads = r->heads;
     if (c->arch.num_heads == 0) return err_param(e, E_CONFLICT, "num_heads", "nothing tells the number of heads: give --heads");
     if (arch_check(&c->arch, e)) return e->status;
@@ -155,8 +158,8 @@ int recorded_open(struct recorded *c, const struct replay *r, const char *input,
     if (rc == OK && (!c->ours || !c->y)) rc = err_set(e, E_NOMEM, "no memory for the case's outputs");
     int classes = c->arch.num_classes + c->arch.class_dropout;
     for (int i = 0; rc == OK && i < c->n; i++) {
-        c->y[i] = (int32_t)y[i];
-        if (y[i] < 0 || y[i] >= (float)classes) rc = err_param(e, E_RANGE, "y", "the case's label %g is outside 0..%d", (double)y[i], classes - 1);
+        if (y[i] >= 0 && y[i] < (float)classes && y[i] == floorf(y[i])) c->y[i] = (int32_t)y[i];
+        else rc = err_param(e, E_RANGE, "y", "the case's label %g is none of 0..%d", (double)y[i], classes - 1);
     }
     mem_free(y);
     return rc;
@@ -175,7 +178,8 @@ void replay_compare(struct difference *d, const float *ours, const float *record
 }
 
 void replay_conclude(struct replay_result *result, const struct difference *d, double tolerance) {
-    *result = (struct replay_result){.rel_l2 = sqrt(d->diff2 / d->ref2), .max_abs = d->max, .tolerance = tolerance, .finite = d->finite};
+    double base = d->ref2 > 0 ? d->ref2 : 1; // an untrained network's output is all 0
+    *result = (struct replay_result){.rel_l2 = sqrt(d->diff2 / base), .max_abs = d->max, .tolerance = tolerance, .finite = d->finite};
 }
 
 /* ---- kind: sample ---- */
@@ -257,7 +261,7 @@ static int replay_sample(struct replay *r, struct recorded *c, struct replay_res
     struct sampling s = {0};
     struct runner_slot *slots = NULL, **live = NULL;
     int rc = recorded_open(c, r, "x0", e);
-    if (rc == OK) rc = replay_spec(&s.spec, &s.model, c, r->is_dir ? r->dir.desc.guide_channels : -2, e);
+    if (rc == OK) rc = replay_spec(&s.spec, &s.model, c, r->is_dir ? &r->dir.desc : NULL, e);
     if (rc == OK) rc = gather_noise(&s, c, e);
     bool adaptive = s.spec.method == METHOD_DOPRI5;
     s.slots = adaptive && s.spec.guidance != 1 ? 2 * c->n : c->n;

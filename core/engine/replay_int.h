@@ -48,9 +48,10 @@ void recorded_close(struct recorded *);
 void replay_compare(struct difference *, const float *ours, const float *recorded, size_t n);
 void replay_conclude(struct replay_result *, const struct difference *, double tolerance);
 
-// The case's metadata as a sampler's spec. guide_channels: the model's rule, -1 all, -2 not known (then that of the authors'
-// code). E_UNSUPPORTED names a family or setting that is not known here. replay_spec.c
-int replay_spec(struct sampler_spec *, struct sampler_model *, const struct recorded *, int guide_channels, struct err *);
+// The case's metadata as a sampler's spec. The model directory, if there is one (else NULL), tells which channels are guided (else the
+// authors' code does), and path and prediction where the case does not. E_UNSUPPORTED names a family or setting that is not known
+// here. replay_spec.c
+int replay_spec(struct sampler_spec *, struct sampler_model *, const struct recorded *, const struct model_desc *, struct err *);
 int replay_forward(struct replay *, struct recorded *, struct replay_result *, struct err *); // replay_forward.c
 int replay_vae(struct replay *, struct recorded *, struct replay_result *, struct err *);     // replay_vae.c
 

@@ -30,6 +30,7 @@ static int read_ode(struct sampler_spec *s, const struct recorded *c, int points
     s->method = (enum sampler_method)m;
     s->steps = points - 1;
     if (s->method != METHOD_DOPRI5) return OK;
+    s->max_evaluations = SAMPLER_MAX_EVALUATIONS; // the recorder has no limit
     return replay_number(&s->atol, c, "atol", e) || replay_number(&s->rtol, c, "rtol", e) ? e->status : OK;
 }
 
@@ -53,9 +54,13 @@ static int read_sde(struct sampler_spec *s, const struct recorded *c, int points
     return last == LAST_NONE ? OK : replay_number(&s->last_size, c, "last_step_size", e);
 }
 
-static int read_sit(struct sampler_spec *s, struct sampler_model *m, const struct recorded *c, struct err *e) {
+static const char *either(const char *said, const char *model_says) { return *said ? said : model_says; }
+
+static int read_sit(struct sampler_spec *s, struct sampler_model *m, const struct recorded *c, const struct model_desc *d,
+                    struct err *e) {
     double n;
-    int points = 0, path = path_parse(replay_meta(c, "path")), prediction = prediction_parse(replay_meta(c, "prediction")),
+    int points = 0, path = path_parse(either(replay_meta(c, "path"), d ? d->path : "")),
+        prediction = prediction_parse(either(replay_meta(c, "prediction"), d ? d->prediction : "")),
         type = sampler_type_parse(replay_meta(c, "sampler"));
     if (type > SAMPLER_SDE) type = -1;
     if (setting(path, c, "path", e) || setting(prediction, c, "prediction", e) || setting(type, c, "sampler", e))
@@ -112,15 +117,16 @@ static int read_edm(struct sampler_spec *s, struct sampler_model *m, const struc
     return steps_in(&s->steps, n, 1, "num_steps", e);
 }
 
-int replay_spec(struct sampler_spec *s, struct sampler_model *m, const struct recorded *c, int guide_channels, struct err *e) {
+int replay_spec(struct sampler_spec *s, struct sampler_model *m, const struct recorded *c, const struct model_desc *d,
+                struct err *e) {
     const char *family = replay_meta(c, "family"), *cfg = replay_meta(c, "cfg");
     bool sit = !strcmp(family, "sit"), dit = !strcmp(family, "dit"),
          edm = !strcmp(family, "maskdit") || !strcmp(family, "sd-dit");
     if (!sit && !dit && !edm) return setting(-1, c, "family", e);
-    int rc = sit ? read_sit(s, m, c, e) : dit ? read_dit(s, m, c, e) : read_edm(s, m, c, e);
+    int rc = sit ? read_sit(s, m, c, d, e) : dit ? read_dit(s, m, c, e) : read_edm(s, m, c, e);
     if (rc != OK) return rc;
     // DiT's and SiT's code guides the first three channels of the network's output, which for DiT holds the variance too
-    int rule = guide_channels == -2 ? (edm ? -1 : 3) : guide_channels;
+    int rule = d ? d->guide_channels : edm ? -1 : 3;
     int most = dit ? dit_channels(&c->arch) : c->arch.in_channels;
     s->guide_channels = rule < 0 ? c->arch.in_channels : rule > most ? most : rule;
     return strcmp(cfg, "None") ? replay_number(&s->guidance, c, "cfg", e) : OK;

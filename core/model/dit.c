@@ -296,8 +296,18 @@ static int upload_times(struct dit *m, int R, const float *t) {
     return k->upload(k, m->t, reversed ? m->host_t : t, (size_t)R * sizeof *t);
 }
 
+static int check_labels(const struct dit *m, int R, const int32_t *y, struct err *e) {
+    int rows = m->a.num_classes + (m->a.one_hot || m->a.class_dropout);
+    for (int r = 0; r < R; r++)
+        if (y[r] >= rows)
+            return err_param(e, E_RANGE, "y", "label %d: the network knows 0 to %d%s", (int)y[r], rows - 1,
+                             y[r] == m->a.num_classes ? " and has no null class" : "");
+    return OK;
+}
+
 int dit_forward(struct dit *m, int R, const float *t, const int32_t *y, struct err *e) {
     if (R < 1 || R > m->max_rows) return err_set(e, E_INTERNAL, "a forward pass of %d rows, reserved are %d", R, m->max_rows);
+    if (check_labels(m, R, y, e)) return e->status;
     int rc = upload_times(m, R, t);
     if (!rc) rc = m->k->upload(m->k, m->y, y, (size_t)R * sizeof *y);
     int size = m->graphs ? graph_rows(R) < m->max_rows ? graph_rows(R) : m->max_rows : 0;

@@ -25,7 +25,8 @@ int dit_channels(const struct arch *); // that the network puts out: in_channels
 // Device buffers, filled by the caller (t and y through kern upload, x by gather). out rows are keep*I*I floats apart.
 float *dit_x(struct dit *);   // [max_rows, Cin, I, I]
 float *dit_out(struct dit *); // [max_rows, keep, I, I]
-// Evaluates the first R rows: uploads t and y (host arrays), runs. 0 or a negative status with err set.
+// Evaluates the first R rows: uploads t and y (host arrays), runs. 0 or a negative status with err set;
+// E_RANGE for a label that the network's table does not hold.
 int dit_forward(struct dit *, int R, const float *t, const int32_t *y, struct err *);
 
 size_t dit_bytes(const struct dit *);  // memory held on the back end
