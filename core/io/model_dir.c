@@ -210,6 +210,7 @@ static int check_desc(struct model_desc *d, struct err *e) {
 int model_dir_write(const char *dir, struct model_desc *d, const struct tensor_table *table, struct err *e) {
     int rc = check_desc(d, e);
     if (rc == OK) rc = arch_match(&d->arch, table, e);
+    for (int i = 0; rc == OK && i < table->n; i++) rc = tensor_check_finite(&table->tensors[i], e);
     if (rc == OK) rc = file_make_dir(dir, e);
     if (rc == OK) rc = write_weights(dir, d, table, e);
     if (rc != OK) return rc;

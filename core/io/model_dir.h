@@ -99,6 +99,7 @@ struct model_dir {
 int model_dir_open(struct model_dir *, const char *dir, struct err *);
 void model_dir_close(struct model_dir *);
 // Writes weights then model.json (temporary name, fsync, rename). dir is made if absent. desc's weights_file and sha256 are filled in.
+// E_NONFINITE for weights that no daemon would load.
 int model_dir_write(const char *dir, struct model_desc *, const struct tensor_table *, struct err *);
 
 #endif

@@ -14,24 +14,6 @@
 
 typedef char layer_name[96];
 
-static int check_finite(const struct tensor *t, struct err *e) {
-    for (size_t i = 0; i < t->count; i++) {
-        uint16_t h = 0;
-        uint32_t w = 0;
-        bool bad;
-        if (t->dtype == DT_F32) {
-            memcpy(&w, (const char *)t->data + 4 * i, 4);
-            bad = (w & 0x7f800000u) == 0x7f800000u;
-        } else {
-            uint16_t exponent = t->dtype == DT_BF16 ? 0x7f80 : 0x7c00;
-            memcpy(&h, (const char *)t->data + 2 * i, 2);
-            bad = (h & exponent) == exponent;
-        }
-        if (bad) return err_param(e, E_NONFINITE, t->name, "tensor '%s' holds NaN or infinity at element %zu", t->name, i);
-    }
-    return OK;
-}
-
 static int get(const struct tensor **out, const struct tensor_table *w, const char *name, struct err *e) {
     *out = tensor_find(w, name);
     if (!*out) return err_param(e, E_FORMAT, name, "tensor '%s' is missing", name);
@@ -42,7 +24,7 @@ static int get(const struct tensor **out, const struct tensor_table *w, const ch
 static int values(float *dst, const struct tensor *t, struct err *e) {
     if (tensor_to_f32(dst, t, e)) return e->status;
     struct tensor view = {.name = t->name, .dtype = DT_F32, .data = dst, .count = t->count};
-    return check_finite(&view, e);
+    return tensor_check_finite(&view, e);
 }
 
 // One tensor as float32, finite; caller frees.
@@ -82,7 +64,7 @@ static int stack_load(struct stack *s, const struct tensor **t, const struct par
     }
     bool direct = same && (t[0]->dtype == DT_F32 || t[0]->dtype == DT_F16 || t[0]->dtype == DT_BF16);
     for (int i = 0; direct && i < p->n; i++)
-        if (check_finite(t[i], e)) return e->status;
+        if (tensor_check_finite(t[i], e)) return e->status;
     *s = (struct stack){.type = direct ? storage(t[0]->dtype) : KERN_F32};
     if (direct && p->n == 1 && !p->ones) return s->data = (void *)t[0]->data, OK;
     size_t size = kern_dtype_size(s->type), at = 0;

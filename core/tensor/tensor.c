@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "core/tensor/tensor.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -97,5 +98,24 @@ int tensor_to_f32(float *dst, const struct tensor *t, struct err *e) {
         default: return err_param(e, E_UNSUPPORTED, t->name, "tensor '%s' has a type that sitd does not read", t->name);
         }
     }
+    return OK;
+}
+
+static bool is_finite(enum dtype type, const char *at) {
+    union { uint16_t h; uint32_t w; double d; } v;
+    memcpy(&v, at, dtype_size(type));
+    switch (type) {
+    case DT_F16: return (v.h & 0x7c00) != 0x7c00;
+    case DT_BF16: return (v.h & 0x7f80) != 0x7f80;
+    case DT_F32: return (v.w & 0x7f800000u) != 0x7f800000u;
+    default: return isfinite((float)v.d);
+    }
+}
+
+int tensor_check_finite(const struct tensor *t, struct err *e) {
+    if (t->dtype != DT_F16 && t->dtype != DT_BF16 && t->dtype != DT_F32 && t->dtype != DT_F64) return OK;
+    for (size_t i = 0, size = dtype_size(t->dtype); i < t->count; i++)
+        if (!is_finite(t->dtype, (const char *)t->data + i * size))
+            return err_param(e, E_NONFINITE, t->name, "tensor '%s' holds NaN or infinity at element %zu", t->name, i);
     return OK;
 }

@@ -39,6 +39,8 @@ bool tensor_shape_is(const struct tensor *, int ndim, const int64_t *shape);
 void tensor_shape_text(const struct tensor *, char *dst, size_t size); // "[3, 64]"
 // Converts any numeric dtype to float32. dst holds t->count floats. E_UNSUPPORTED for DT_OTHER.
 int tensor_to_f32(float *dst, const struct tensor *, struct err *);
+// E_NONFINITE, naming tensor and element, if a float is NaN or infinite or too large for float32. Integers are finite.
+int tensor_check_finite(const struct tensor *, struct err *);
 
 float f16_to_f32(uint16_t);
 uint16_t f32_to_f16(float); // round to nearest even

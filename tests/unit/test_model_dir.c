@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <math.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -267,4 +268,25 @@ TEST(file_limits) {
     CHECK(file_read(&bytes, &n, "/dev/null", 100, &e) == E_UNSUPPORTED);
     err_clear(&e);
     CHECK(file_read(&bytes, &n, "no-such-file", 100, &e) == E_NOTFOUND && strstr(e.text, "no-such-file"));
+}
+
+// What a daemon would refuse to load is not published.
+TEST(model_dir_refuses_infinite_weights) {
+    static const float bad[] = {(float)NAN, -INFINITY};
+    for (int i = 0; i < 2; i++) {
+        struct checkpoint c;
+        struct model_desc d;
+        struct err e = {0};
+        float row[64] = {[3] = bad[i]};
+        char path[128];
+        tiny(&c, &d);
+        ((struct tensor *)tensor_find(&c.table, "blocks.0.attn.proj.bias"))->data = row;
+        const char *at = temp_dir();
+        CHECK(model_dir_write(at, &d, &c.table, &e) == E_NONFINITE);
+        CHECK_STR(e.param, "blocks.0.attn.proj.bias");
+        snprintf(path, sizeof path, "%s/model.json", at);
+        CHECK(access(path, F_OK) != 0);
+        checkpoint_close(&c);
+        remove_all(at);
+    }
 }

@@ -86,3 +86,26 @@ TEST(tensor_shapes) {
     CHECK(tensor_shape_is(&t[0], 2, (int64_t[]){3, 64}) && !tensor_shape_is(&t[0], 2, (int64_t[]){64, 3}) &&
           tensor_shape_is(&t[1], 0, NULL));
 }
+
+TEST(tensor_finite_as_float32) {
+    static const struct {
+        enum dtype type;
+        uint64_t bits;
+        bool finite;
+    } values[] = {
+        {DT_F32, 0x7f7fffff, true}, {DT_F32, 0x7f800000, false}, {DT_F32, 0xffc00000, false}, {DT_F16, 0x7bff, true},
+        {DT_F16, 0xfc00, false}, {DT_F16, 0x7e00, false}, {DT_BF16, 0x7f7f, true}, {DT_BF16, 0x7f80, false}, {DT_BF16, 0xffc0, false},
+        {DT_F64, 0x3ff0000000000000, true}, {DT_F64, 0x7ff8000000000000, false}, {DT_F64, 0x7e37e43c8800759c, false}, // 1e300
+        {DT_I64, 0x7ff8000000000000, true}, {DT_I16, 0x7c00, true},
+    };
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
+        char unaligned[40] = {0};
+        size_t size = dtype_size(values[i].type);
+        struct err e = {0};
+        memcpy(unaligned + 1 + 2 * size, &values[i].bits, size);
+        struct tensor t = {.name = "w", .dtype = values[i].type, .data = unaligned + 1, .bytes = 3 * size, .count = 3};
+        CHECK(tensor_check_finite(&t, &e) == (values[i].finite ? OK : E_NONFINITE));
+        CHECK_STR(e.param, values[i].finite ? "" : "w");
+        CHECK(values[i].finite || strstr(e.text, "element 2"));
+    }
+}
