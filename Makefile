@@ -54,6 +54,12 @@ $(OUT)/%_avx2.o: ISA := -mavx2 -mfma -mf16c
 $(OUT)/%_avx512.o: ISA := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl
 $(OUT)/%_avx512bf16.o: ISA := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16
 $(OUT)/server/version.o: ALL_CFLAGS += -DSITD_VERSION='"$(VERSION)"' -DSITD_COMMIT='"$(COMMIT)"'
+$(OUT)/server/version.o: $(OUT)/commit
+# Written anew only when it changes, so that `sitd --version` follows the working tree and nothing else is built for it.
+$(OUT)/commit: always
+	@mkdir -p $(@D)
+	@echo '$(VERSION) $(COMMIT)' | cmp -s - $@ || echo '$(VERSION) $(COMMIT)' >$@
+.PHONY: always
 $(OUT)/server/assets.o: $(WEB)
 
 $(OUT)/%.o: %.c

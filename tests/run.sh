@@ -30,6 +30,7 @@ part() {
 only="$*"
 export ASAN_OPTIONS=abort_on_error=0:detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=0:exitcode=66:suppressions=$PWD/tests/tsan.supp
 part layers tools/check-layers.sh
+part tools tests/tools/test_tools.sh
 part unit "$build/release/tests/run"
 part api "$python" -m pytest -q -p no:cacheprovider tests/api
 part web "$python" -m pytest -q -p no:cacheprovider tests/web

@@ -9,10 +9,11 @@ level() {
     core/engine/* | core/train/*) echo 4 ;; proto/*) echo 5 ;; server/*) echo 6 ;; *) echo 9 ;;
     esac
 }
+sources="--include=*.c --include=*.h --include=*.cu --include=*.cuh"
 # allowed VENDOR-HEADER-PATTERN FILE-PATTERN
-vendor() { grep -rnE "#include <($1)" --include='*.c' --include='*.h' kernels core proto server | grep -vE "^($2)" || true; }
+vendor() { grep -rnE "^[[:space:]]*#[[:space:]]*include[[:space:]]*<($1)" $sources kernels core proto server | grep -vE "^($2)" || true; }
 bad=$(
-    grep -rnE '^#include "' --include='*.c' --include='*.h' kernels core proto server | while IFS=: read -r file line text; do
+    grep -rnE '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' $sources kernels core proto server | while IFS=: read -r file line text; do
         included=$(printf '%s' "$text" | sed -E 's/.*"([^"]*)".*/\1/')
         from=$(level "$file") to=$(level "$included")
         if [ "$to" -gt "$from" ]; then echo "$file:$line: includes the higher layer $included"; fi
