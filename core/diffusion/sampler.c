@@ -112,9 +112,9 @@ int sampler_peak_rows(const struct sampler_spec *spec) { return spec->guidance =
 
 double sampler_grid(const struct sampler *s, int i, int n) {
     if (!s->spec.replay) return i == n ? s->t1 : s->t0 + (s->t1 - s->t0) * ((double)i / n);
-    // torch.linspace of n + 1 points: the halves run from the ends inwards
+    // torch.linspace of n + 1 points: the halves run from the ends inwards, each product meets its sum unrounded
     float a = (float)s->t0, b = (float)s->t1, step = (b - a) / (float)n;
-    return i < (n + 1) / 2 ? a + step * (float)i : b - step * (float)(n - i);
+    return i < (n + 1) / 2 ? fmaf(step, (float)i, a) : fmaf(-step, (float)(n - i), b);
 }
 
 struct sampler_assign *sampler_assign_to(struct sampler_step *out, int dst) {

@@ -288,21 +288,34 @@ TEST(sampler_dopri5_fails_clearly) {
     f64_exec_deinit(&x);
 }
 
-TEST(sampler_replay_grid_is_float32) { // torch.linspace(0, 1, 12): the halves run from the ends inwards
-    struct sampler_model m = {.path = PATH_LINEAR, .prediction = PRED_VELOCITY};
+static void grid_is(enum path_kind path, enum prediction prediction, const float *points, int n) {
+    struct sampler_model m = {.path = path, .prediction = prediction};
     struct sampler_spec spec;
-    struct err e = { 0 };
+    struct err e = {0};
     struct sampler s;
     struct sampler_step st;
     sampler_defaults(&spec, &m, SAMPLER_ODE);
     spec.method = METHOD_EULER;
-    spec.steps = 11;
+    spec.steps = n;
     spec.replay = true;
     CHECK_OK(sampler_start(&s, &spec, &m, true, &e), &e);
-    float step = 1.0f / 11;
-    for (int i = 0; i < 11; i++) {
+    for (int i = 0; i < n; i++) {
         CHECK(sampler_next(&s, NULL, &st, &e) == 1);
-        CHECK(st.time == (double)(i < 6 ? step * (float)i : 1.0f - step * (float)(11 - i)));
+        if (st.time != (double)points[i])
+            test_fail(__FILE__, __LINE__, "point %d of %d is %a, not %a", i, n, st.time, (double)points[i]);
     }
     CHECK(sampler_next(&s, NULL, &st, &e) == 0);
+}
+
+TEST(sampler_replay_grid_is_float32) { // bit for bit; from running torch
+    static const float vp[] = {        // torch.linspace(0, 0.999, 13)
+        0, 0x1.54fdf4p-4f, 0x1.54fdf4p-3f, 0x1.ff7ceep-3f, 0x1.54fdf4p-2f, 0x1.aa3d70p-2f,
+        0x1.ff7ceep-2f, 0x1.2a5e36p-1f, 0x1.54fdf4p-1f, 0x1.7f9db2p-1f, 0x1.aa3d70p-1f, 0x1.d4dd30p-1f,
+    };
+    static const float noise[] = { // torch.linspace(0.001, 0.999, 8)
+        0x1.0624dep-10f, 0x1.2608c8p-3f, 0x1.2502a2p-2f, 0x1.b700e2p-2f, 0x1.247f90p-1f, 0x1.6d7eb0p-1f,
+        0x1.b67dcep-1f,
+    };
+    grid_is(PATH_VP, PRED_VELOCITY, vp, 12);
+    grid_is(PATH_LINEAR, PRED_NOISE, noise, 7);
 }
