@@ -252,6 +252,8 @@ def pickles():
     bad("size-of-4-GiB", patch(patch(good, b"PK\1\2", 20, b"\xff" * 4), b"PK\1\2", 24, b"\xff" * 4), "E_FORMAT [t/data.pkl]", "beyond the data")
     bad("two-sizes", patch(good, b"PK\1\2", 20, b"\1\0\0\0"), "E_FORMAT [t/data.pkl]", "two different sizes")
     bad("size-into-next", patch(patch(good, b"PK\1\2", 20, b"\x80\1\0\0"), b"PK\1\2", 24, b"\x80\1\0\0"), "E_FORMAT", "overlap")
+    into_header = struct.pack("<I", struct.unpack_from("<I", good, directory + 24)[0] + 10)
+    bad("size-into-header", patch(patch(good, b"PK\1\2", 20, into_header), b"PK\1\2", 24, into_header), "E_FORMAT", "overlap")
     bad("offset-beyond", patch(good, b"PK\1\2", 42, b"\xf0\xff\xff\x7f"), "E_FORMAT [t/data.pkl]", "outside the file")
     bad("offset-to-nothing", patch(good, b"PK\1\2", 42, b"\2\0\0\0"), "E_FORMAT [t/data.pkl]", "no local header")
     bad("other-name", patch(good, b"t/data.pkl", 2, b"fake"), "E_FORMAT", "another name")
