@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
  * cmd: the subcommands of the one binary. Each is a main of its own: prints its messages, returns the process exit code (0, 1 run-time failure,
- * 2 usage, else status_exit_code). argv[0] is the subcommand's name. `--help` on each.
+ * 2 usage, else status_exit_code). argv[0] is "sitd NAME", as getopt's messages begin. `--help` on each.
  */
 #ifndef SITD_CMD_H
 #define SITD_CMD_H

@@ -124,6 +124,15 @@ static int write_all(const struct sample_options *o, const struct run *run, cons
     return rc;
 }
 
+// Before the work rather than after it: can a file be made there?
+static int check_out(const char *path) {
+    struct file_out out;
+    struct err e = {0};
+    if (file_out_open(&out, path, &e)) return fprintf(stderr, "sitd sample: %s\n", e.text), status_exit_code(e.status);
+    file_out_abort(&out);
+    return 0;
+}
+
 static int sample(struct sample_options *o, struct engine *engine, struct run *run) {
     const struct engine_model *model = engine_model_ref(engine, NULL);
     struct resolved resolved = {0};
@@ -160,6 +169,7 @@ int cmd_sample(int argc, char **argv) {
     int rc = sample_parse(&o, argc, argv);
     if (rc) return json_decref(o.body), rc - 1;
     if (o.npz) return rc = sample_export(&o), json_decref(o.body), rc;
+    if ((rc = check_out(o.out)) != 0) return json_decref(o.body), rc;
     struct engine_options eo = {.models_dir = o.model, .backend = o.backend, .precision = o.precision, .max_rows = o.max_rows, .threads = o.threads,
                                 .max_jobs = 1, .max_images = REQUEST_MAX_IMAGES, .event = on_event, .ctx = &run};
     if (engine_open(&engine, &eo, &e)) {

@@ -85,7 +85,11 @@ static int create_beside(struct file_out *f, const char *path, struct err *e) {
 }
 
 int file_out_open(struct file_out *f, const char *path, struct err *e) {
-    *f = (struct file_out){.fd = -1, .path = mem_strdup(path)};
+    struct stat st;
+    *f = (struct file_out){.fd = -1};
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) // root would put a file in /dev/null's place
+        return err_set(e, E_UNSUPPORTED, "%s is there and not a regular file", path);
+    f->path = mem_strdup(path);
     int rc = f->path ? OK : err_set(e, E_NOMEM, "no memory to write %s", path);
     if (rc == OK && fault_hit(FAULT_WRITE)) rc = fail(e, ENOSPC, "create", path);
     if (rc == OK) rc = create_beside(f, path, e);

@@ -22,7 +22,8 @@ struct file_out {      // a file being written
     int fd;            // PRIVATE; -1 when closed
     char *path, *temp; // PRIVATE; where it will be, where it is now
 };
-// Makes `path`.tmp-PID-N beside the final place. After success exactly one of commit and abort must follow.
+// Makes `path`.tmp-PID-N beside the final place. After success exactly one of commit and abort must follow. E_UNSUPPORTED for a
+// path that is a directory, a device or a pipe: the rename would replace it.
 int file_out_open(struct file_out *, const char *path, struct err *);
 int file_out_write(struct file_out *, const void *bytes, size_t n, struct err *);
 // Syncs, renames and syncs the directory. `path`, if not NULL, replaces the name given at open (same directory). On failure the

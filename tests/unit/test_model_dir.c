@@ -268,6 +268,14 @@ TEST(file_limits) {
     CHECK(file_read(&bytes, &n, "/dev/null", 100, &e) == E_UNSUPPORTED);
     err_clear(&e);
     CHECK(file_read(&bytes, &n, "no-such-file", 100, &e) == E_NOTFOUND && strstr(e.text, "no-such-file"));
+    err_clear(&e);
+    char pipe[128];
+    struct stat st;
+    snprintf(pipe, sizeof pipe, "%s/pipe", temp_dir()); // as good as /dev/null, whose place no rename may take
+    CHECK(mkfifo(pipe, 0600) == 0);
+    CHECK(file_write(pipe, "x", 1, &e) == E_UNSUPPORTED && strstr(e.text, pipe));
+    CHECK(stat(pipe, &st) == 0 && S_ISFIFO(st.st_mode));
+    remove_all(dir);
 }
 
 // What a daemon would refuse to load is not published.
