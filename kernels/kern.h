@@ -120,6 +120,33 @@ struct kern_conv_spec {
 #define KERN_NORM_PARTS 64   // parts of a picture whose sums group_norm adds up
 struct kern_wide;            // attention of one wide head over one picture's pixels, ready to run
 
+/*
+ * Training. dNAME is the gradient of the loss with respect to NAME: of NAME's type and shape, but gradients of the residual stream and of
+ * parameters are always float32. "+=" outputs are added to, all others are written. Sums run in an order that depends on sizes only.
+ *
+ * kern_mix: a noised image. x0 = Z(seed, image, draw) (as row_update's), xt = a1*x1 + a0*x0.
+ * kern_loss: one image's loss over the first `numel` floats of its network output:
+ *   residual e = c_out*out + c1*x1 + c0*x0,  loss[0] = weight*mean(e^2),  dout = grad*weight*2*c_out*e/numel
+ * hybrid: out holds 2*numel floats; the second half v are the learned-range variance's logits (Nichol and Dhariwal 2021) and
+ *   f = (v + 1)/2, lv = log_lo + f*log_span, x1hat = recip*xt - recip_m1*out, d = posterior*(x1 - x1hat)
+ *   loss[1] = mean KL(N(., exp(lv_true)) || N(., exp(lv))) in bits, means d apart;   first: instead the decoder's negative log-likelihood in bits of x1
+ *   on 256 levels under N(x1 - d, exp(lv)), tanh approximation of the normal CDF as DiT's code. Its gradient reaches v only (x1hat is held).
+ */
+struct kern_mix { uint64_t seed; uint32_t image, draw; float a1, a0; };
+struct kern_loss {
+    float c_out, c1, c0, weight, grad;
+    bool hybrid, first;
+    float log_lo, log_span, lv_true, recip, recip_m1, posterior;
+};
+#define KERN_MAX_EMA 4
+struct kern_adamw { // torch.optim.AdamW's update (Loshchilov and Hutter 2019), step counted from 1
+    float lr, beta1, beta2, eps, decay;
+    float bias1, bias2;          // 1 - beta^step
+    float grad_scale, max_norm;  // g is multiplied by grad_scale; then by min(1, max_norm/(norm + 1e-6)) unless max_norm is 0
+    int n_ema;
+    float ema[KERN_MAX_EMA];     // decays: e = decay*e + (1 - decay)*p, with the new p
+};
+
 typedef int kern_rows_fn(struct kern *lane, void *ctx, int r0, int n, int s0);
 
 struct kern_config {
@@ -215,6 +242,41 @@ struct kern {
     int (*row_update)(struct kern *, float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,
                       const struct kern_row_update *, int n); // plane = I*I floats a channel
     int (*row_norm)(struct kern *, double *norms, const float *cols, size_t numel, const struct kern_norm *, int n); // norms: host memory
+
+    /*
+     * Training (see above). Backward ops belong to the forward op in front of them, on the values that it saved; they are called on the parent, never on a
+     * lane of rows().
+     */
+    int (*zero)(struct kern *, void *dst, size_t bytes);
+    // A layer whose weights change: w [out, in] and b [out] are float32 buffers (spec.w_store KERN_F32), the caller's, that outlive the layer. After
+    // they changed, and once before the first use, linear_refresh. linear and linear_free serve these layers too.
+    int (*linear_wrap)(struct kern *, const struct kern_linear_spec *, const float *w, const float *b, struct kern_linear **);
+    int (*linear_refresh)(struct kern *, struct kern_linear *);
+    // dy: of the value before the layer's own activation. dx (nullable) = dy w, times before'(x_pre) where x = before(x_pre) (before KERN_NONE: x_pre is
+    // not read). dw [out, in] += dy^T x, db [out] += sums of dy over lines. Padding lines of vectors: dy is 0, x finite.
+    int (*linear_backward)(struct kern *, const struct kern_linear *, void *dx, float *dw, float *db, const void *dy, const void *x,
+                           enum kern_act before, const void *x_pre, int units);
+    // of gate_norm and, with h, dh, gate and dgate NULL, of norm_modulate. dx [R, T, C]: in, the gradient of x as later ops see it; out, plus what
+    // comes through y. dh = gate*dx. At ptr + r*ld: dshift = sum_t dy, dscale = sum_t dy*xhat, dgate = sum_t dx*h (nullable); where ld is 0 these run
+    // over all rows and are added to what is there. dy NULL: y was NULL, and xhat, rstd, dshift and dscale are not used.
+    int (*gate_norm_backward)(struct kern *, float *dx, void *dh, float *dshift, float *dscale, float *dgate, const void *dy,
+                              const void *xhat, const float *rstd, const void *h, const float *gate, const float *scale, int ld, int R,
+                              int T, int C);
+    int (*attention_backward)(struct kern *, void *dqkv, const void *d_o, const void *qkv, const void *o, const float *lse, int R, int T,
+                              int H, int D);
+    // dkv lies as kv
+    int (*cross_attention_backward)(struct kern *, void *dq, float *dkv, const void *d_o, const void *q, const float *kv, int ld, int R,
+                                    int T, int S, int H, int D);
+    int (*take_token)(struct kern *, float *v, const float *dx, int R, int T, int C, int at); // v [R, C]: line `at` of each row
+    int (*condition_backward)(struct kern *, float *dtable, const float *dc, const int32_t *y, int R, int C); // dtable[y[r]] += dc[r]; y < 0: none
+    int (*unpatchify_backward)(struct kern *, float *dtok, const float *dimg, int R, int Cout, int I, int P); // all channels kept
+    int (*mix)(struct kern *, float *xt, float *x0, const float *x1, size_t numel, const struct kern_mix *, int R);     // descriptors: host memory
+    int (*loss)(struct kern *, float *dout, float *loss, const float *out, size_t out_ld, const float *x1, const float *x0, const float *xt,
+                size_t numel, const struct kern_loss *, int R); // loss [R, 2] and dout (as out) are buffers
+    int (*sum_squares)(struct kern *, double *sum, const float *x, size_t n); // sum: a buffer of one, written
+    // p, m, v, e[i], g [n]. norm2 (a buffer, nullable without max_norm): the sum of squares of grad_scale*g. moved2 (a buffer, nullable): of p's change
+    int (*adamw)(struct kern *, float *p, float *m, float *v, float *const e[], const float *g, size_t n, const struct kern_adamw *,
+                 const double *norm2, double *moved2);
 
     /*
      * Recorded work; all four are NULL on back ends that gain nothing by it. Between graph_begin and graph_end ops are recorded instead of run;
