@@ -248,6 +248,7 @@ struct kern {
      * lane of rows().
      */
     int (*zero)(struct kern *, void *dst, size_t bytes);
+    int (*copy)(struct kern *, void *dst, const void *src, size_t bytes); // between buffers; on a lane too
     // A layer whose weights change: w [out, in] and b [out] are float32 buffers (spec.w_store KERN_F32), the caller's, that outlive the layer. After
     // they changed, and once before the first use, linear_refresh. linear and linear_free serve these layers too.
     int (*linear_wrap)(struct kern *, const struct kern_linear_spec *, const float *w, const float *b, struct kern_linear **);

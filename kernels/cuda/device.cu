@@ -113,6 +113,10 @@ static int cuda_download(struct kern *k, void *host, const void *src, size_t byt
     return rc == KERN_OK ? cuda_check(k, cudaStreamSynchronize(c->stream), "waiting for the GPU") : rc;
 }
 
+static int cuda_copy(struct kern *k, void *dst, const void *src, size_t bytes) {
+    return cuda_check(k, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_of(k)->stream), "copy");
+}
+
 static int cuda_rows(struct kern *k, int n, kern_rows_fn *fn, void *ctx) { return n > 0 ? fn(k, ctx, 0, n, 0) : KERN_OK; }
 
 static int cuda_rows_scratch(struct kern *k, int n) {
@@ -209,6 +213,7 @@ static void fill(struct kern *k) {
     k->free = cuda_free;
     k->upload = cuda_upload;
     k->download = cuda_download;
+    k->copy = cuda_copy;
     k->rows = cuda_rows;
     k->rows_scratch = cuda_rows_scratch;
     k->linear_new = cuda_linear_new;

@@ -34,6 +34,12 @@ static int ref_download(struct kern *k, void *host, const void *src, size_t byte
     return KERN_OK;
 }
 
+static int ref_copy(struct kern *k, void *dst, const void *src, size_t bytes) {
+    (void)k;
+    memcpy(dst, src, bytes);
+    return KERN_OK;
+}
+
 static int ref_rows(struct kern *k, int n, kern_rows_fn *fn, void *ctx) { return n > 0 ? fn(k, ctx, 0, n, 0) : KERN_OK; }
 
 static int ref_rows_scratch(struct kern *k, int n) {
@@ -46,6 +52,7 @@ void kern_ref_fill(struct kern *k) {
     k->free = ref_free;
     k->upload = ref_upload;
     k->download = ref_download;
+    k->copy = ref_copy;
     k->rows = ref_rows;
     k->rows_scratch = ref_rows_scratch;
     k->linear_new = ref_linear_new;
