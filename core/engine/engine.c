@@ -35,17 +35,23 @@ int engine_thread(pthread_t *t, void *(*run)(void *), struct engine *g, const ch
 
 /* ---- open and close ---- */
 
-static int open_device(struct engine *g, const struct engine_options *o, struct err *e) {
-    struct kern_config config = {.backend = o->backend, .threads = o->threads, .nice = o->nice};
+// Can it be had at all? Every version then opens it for itself.
+static int check_device(struct engine *g, const struct engine_options *o, struct err *e) {
+    struct kern_config config = {.backend = o->backend, .threads = o->threads};
+    struct kern *k;
     char why[256] = "";
     if (!o->precision || !strcmp(o->precision, "f32")) config.act = KERN_F32;
     else if (!strcmp(o->precision, "bf16")) config.act = KERN_BF16;
     else return err_param(e, E_RANGE, "precision", "precision '%s': f32 and bf16 are known", o->precision);
-    int rc = kern_open(&g->kern, &config, why, sizeof why);
+    int rc = kern_open(&k, &config, why, sizeof why);
     if (rc == KERN_ENOMEM) return err_param(e, E_NOMEM, "backend", "back end '%s': %s", o->backend, why);
     if (rc == KERN_EUNSUPPORTED) return err_param(e, E_UNSUPPORTED, "backend", "back end '%s': %s", o->backend, why);
     if (rc) return err_param(e, E_DEVICE, "backend", "back end '%s': %s", o->backend, why);
-    snprintf(g->device, sizeof g->device, "%s", g->kern->device);
+    snprintf(g->device, sizeof g->device, "%s", k->device);
+    snprintf(g->backend, sizeof g->backend, "%s", k->name);
+    kern_close(k);
+    g->config = config; // without a niceness: its threads have the loader's, which makes them
+    g->config.backend = g->backend;
     return 0;
 }
 
@@ -60,9 +66,17 @@ static int check_options(const struct engine_options *o, struct err *e) {
     return 0;
 }
 
-static void engine_free(struct engine *g) { // threads are gone; so is kern, or it is NULL
-    for (int i = 0; i < g->n_entries; i++) mem_free(g->entries[i].dir);
-    mem_free(g->entries);
+static void free_versions(struct served *s) {
+    for (struct served *next; s; s = next) {
+        next = s->next;
+        served_free(s);
+    }
+}
+
+static void engine_free(struct engine *g) { // threads are gone
+    free_versions(g->served);
+    free_versions(g->dropped);
+    repository_close(g);
     pthread_cond_destroy(&g->built);
     pthread_cond_destroy(&g->bell);
     pthread_mutex_destroy(&g->lock);
@@ -73,15 +87,13 @@ static void set_stop(struct engine *g, enum stop stop) {
     pthread_mutex_lock(&g->lock);
     if (g->stop < stop) g->stop = stop;
     pthread_cond_signal(&g->bell);
+    pthread_cond_signal(&g->built);
     pthread_mutex_unlock(&g->lock);
 }
 
 static int start_threads(struct engine *g, struct err *e) {
     int rc = engine_thread(&g->worker, worker_main, g, "worker", e);
-    if (rc) {
-        kern_close(g->kern);
-        return rc;
-    }
+    if (rc) return rc;
     rc = engine_thread(&g->loader, loader_main, g, "loader", e);
     if (!rc) return 0;
     set_stop(g, STOP_CLOSE);
@@ -101,9 +113,13 @@ int engine_open(struct engine **out, const struct engine_options *o, struct err 
     g->counters.device_ok = g->published.device_ok = true;
     pthread_mutex_init(&g->lock, NULL);
     pthread_cond_init(&g->bell, NULL);
-    pthread_cond_init(&g->built, NULL);
-    rc = loader_scan(g, o->models_dir, e);
-    if (!rc) rc = open_device(g, o, e);
+    pthread_condattr_t clock; // the loader waits by the clock of engine_now_us
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&g->built, &clock);
+    pthread_condattr_destroy(&clock);
+    rc = repository_open(g, o->models_dir, e);
+    if (!rc) rc = check_device(g, o, e);
     if (!rc) rc = start_threads(g, e);
     if (rc) {
         engine_free(g);
@@ -125,22 +141,22 @@ void engine_close(struct engine *g) {
 
 /* ---- models ---- */
 
-static struct entry *find_entry(struct engine *g, const char *name) {
-    for (int i = 0; i < g->n_entries; i++)
-        if (!strcmp(g->entries[i].name, name)) return &g->entries[i];
-    return NULL;
-}
-
-static struct entry *default_entry(struct engine *g) { // lock held
-    if (g->n_entries == 1) return &g->entries[0];
-    for (int i = 0; i < g->n_entries; i++)
-        if (g->entries[i].current && g->entries[i].current->facts->model.desc.is_default) return &g->entries[i];
-    return NULL;
+// Lock held. The only one, those that are still to be loaded at the start counted too; or the one marked default.
+static struct entry *default_entry(struct engine *g) {
+    struct entry *only = NULL, *marked = NULL;
+    int n = 0;
+    for (struct entry *entry = g->entries; entry; entry = entry->next) {
+        if (!entry->current && entry->state != ENTRY_LOADING) continue;
+        only = entry;
+        n++;
+        if (!marked && entry->current && entry->current->facts->model.desc.is_default) marked = entry;
+    }
+    return n == 1 ? only : marked;
 }
 
 const struct engine_model *engine_model_ref(struct engine *g, const char *name) {
     pthread_mutex_lock(&g->lock);
-    struct entry *entry = name ? find_entry(g, name) : default_entry(g);
+    struct entry *entry = name ? repository_find(g, name) : default_entry(g);
     struct facts *f = entry && entry->current ? entry->current->facts : NULL;
     if (f) atomic_fetch_add(&f->refs, 1);
     pthread_mutex_unlock(&g->lock);
@@ -152,8 +168,8 @@ void engine_model_unref(const struct engine_model *m) { facts_unref((struct fact
 int engine_model_names(struct engine *g, char names[][64], int max) {
     int n = 0;
     pthread_mutex_lock(&g->lock);
-    for (int i = 0; i < g->n_entries && n < max; i++)
-        if (g->entries[i].current) strcpy(names[n++], g->entries[i].name);
+    for (const struct entry *entry = g->entries; entry && n < max; entry = entry->next)
+        if (entry->current) strcpy(names[n++], entry->name);
     pthread_mutex_unlock(&g->lock);
     return n;
 }
@@ -261,16 +277,14 @@ static void enqueue(struct engine *g, struct job *j) { // lock held
 
 static int admit(struct engine *g, struct job *j, const struct engine_model *checked, int64_t *retry_ms,
                  struct err *e) { // lock held
-    struct entry *entry = find_entry(g, checked->name);
+    struct entry *entry = repository_find(g, checked->name);
     if (g->stop != STOP_NOT) {
         *retry_ms = work_ms(g);
         return err_set(e, E_BUSY, "the engine is stopping");
     }
     if (!g->published.device_ok) return err_set(e, E_DEVICE, "the device has failed");
-    if (&entry->current->facts->model != checked) { // replaced meanwhile: what was checked may not hold any more
-        *retry_ms = 1;
-        return err_set(e, E_BUSY, "model '%s' is being replaced", checked->name);
-    }
+    if (!entry || !entry->current || &entry->current->facts->model != checked) // what was checked may not hold any more
+        return err_param(e, E_CONFLICT, "digest", "model '%s' has just been replaced", checked->name);
     j->on = entry->current;
     int rc = check_room(g, j, retry_ms, e);
     if (!rc) enqueue(g, j);
@@ -279,7 +293,7 @@ static int admit(struct engine *g, struct job *j, const struct engine_model *che
 
 static int not_there(struct engine *g, const char *name, int64_t *retry_ms, struct err *e) {
     pthread_mutex_lock(&g->lock);
-    struct entry *entry = find_entry(g, name);
+    struct entry *entry = repository_find(g, name);
     bool loading = entry && entry->state == ENTRY_LOADING && g->stop == STOP_NOT;
     pthread_mutex_unlock(&g->lock);
     if (!entry) return err_param(e, E_NOTFOUND, "model", "there is no model '%s'", name);
@@ -344,20 +358,23 @@ void engine_stats(struct engine *g, struct engine_stats *out) {
         out->running_images += s->published.running_images;
         out->running_rows += s->published.running_rows;
     }
-    for (int i = 0; i < g->n_entries; i++) {
-        out->models_ready += g->entries[i].current != NULL;
-        out->models_loading += g->entries[i].state == ENTRY_LOADING;
-        out->models_failed += g->entries[i].state == ENTRY_FAILED;
+    for (const struct entry *entry = g->entries; entry; entry = entry->next) {
+        out->models_ready += entry->current != NULL;
+        out->models_loading += entry->state == ENTRY_LOADING || entry->state == ENTRY_ADDED;
+        out->models_failed += entry->state == ENTRY_FAILED;
     }
     pthread_mutex_unlock(&g->lock);
     out->max_rows = g->limits.max_rows;
 }
 
 bool engine_ready(struct engine *g) {
-    struct engine_stats s;
-    engine_stats(g, &s);
+    int ready = 0, loading = 0;
     pthread_mutex_lock(&g->lock);
-    bool stopping = g->stop != STOP_NOT;
+    for (const struct entry *entry = g->entries; entry; entry = entry->next) {
+        ready += entry->current != NULL;
+        loading += entry->state == ENTRY_LOADING; // not what came later
+    }
+    bool ok = g->stop == STOP_NOT && g->published.device_ok;
     pthread_mutex_unlock(&g->lock);
-    return !stopping && s.device_ok && s.models_loading == 0 && s.models_ready > 0;
+    return ok && ready && !loading;
 }

@@ -2,8 +2,8 @@
 /*
  * engine: the narrow door between the daemon and the device.
  *
- * The only core header that server/ needs for sampling. It names no tensor. The engine loads model directories on its loader thread, runs
- * jobs on one worker thread per device and reports by events. Ids and plain values cross the wall, never pointers to shared mutable things: what
+ * The only core header that server/ needs for sampling. It names no tensor. The engine loads model directories on its loader thread, again
+ * when their model.json changes, runs jobs on one worker thread per device and reports by events. Ids and plain values cross the wall, never pointers to shared mutable things: what
  * an event points to is either the receiver's from then on (`take`) or valid for the callback only.
  *
  * Life of a job: engine_submit (any thread) -> queued -> EV_STARTED when its first image gets a slot -> EV_IMAGE per image, in order of
@@ -29,6 +29,7 @@ struct engine_options {
     int max_rows, threads;      // rows of the largest batch (least 2); 0 threads: kern_threads_allowed()
     int nice;                   // of compute threads
     int max_jobs, max_images;   // queue bounds, per model
+    int retry_ms;               // pause after a model's first failed load, doubled after each further one up to 256 times; 0: 1000
     void (*event)(void *ctx, const struct engine_event *); // called on the worker or loader thread, no lock held; must not block nor close
     void *ctx;
 };
@@ -61,6 +62,14 @@ struct engine_model { // a loaded model's facts; immutable, reference counted
     size_t device_bytes;
 };
 
+enum engine_state { MODEL_LOADS, MODEL_SERVES, MODEL_REFUSED };
+struct engine_entry { // a model directory, for who looks after the server
+    char name[64], digest[DIGEST_HEX]; // digest: of the version that serves; "" none
+    enum engine_state state;
+    int64_t version;
+    char reason[sizeof ((struct err *)0)->text]; // why what model.json says now could not be loaded; "" it was, or is not tried yet
+};
+
 struct engine_job { // what to run; copied by engine_submit
     char model[64];                // a loaded model's name
     char digest[DIGEST_HEX];       // "" or the digest that must still be served
@@ -87,12 +96,20 @@ struct engine_stats {
 // Opens the device, starts threads; models load in the background (EV_MODEL each, perhaps before this returns). The options' strings are not kept.
 // E_RANGE, E_UNSUPPORTED (param: the option), E_NOTFOUND (no folder, or no model in it), E_DEVICE, E_NOMEM; then nothing is left to close.
 int engine_open(struct engine **, const struct engine_options *, struct err *);
+// Looks at the models folder: directories that have come or gone, and every model.json that is not the one last loaded (by its SHA-256). A new
+// version is read and built beside the old one, tried out and put in its place between two steps; accepted jobs finish on the version that
+// they were accepted for, which is freed after the last. A load that fails changes nothing and is tried again by itself, after growing
+// pauses, until it succeeds or model.json changes. Each attempt ends in one EV_MODEL. Returns at once; any thread.
+void engine_scan(struct engine *);
+// The same, and this model's pause is over. E_NOTFOUND (param "model").
+int engine_reload(struct engine *, const char *name, struct err *);
+int engine_repository(struct engine *, struct engine_entry *, int max); // all directories found, sorted by name; returns how many
 // 0 and *id set. Or *id 0 and E_NOTFOUND (param "model"), E_CONFLICT ("digest"), E_RANGE (param: the field), E_DEVICE (it has failed), E_NOMEM, or
 // E_BUSY: queue full, model loading, engine stopping; *retry_ms (may be NULL) is then the wait, computed from the work that is queued.
 int engine_submit(struct engine *, const struct engine_job *, uint64_t *id, int64_t *retry_ms, struct err *);
 void engine_cancel(struct engine *, uint64_t id);   // unknown ids are ignored; EV_CANCELLED follows at the next step if it was alive
 void engine_stats(struct engine *, struct engine_stats *);
-// Borrowed until engine_model_unref. name NULL: the default (the only one, or the one marked default). NULL if none.
+// Borrowed until engine_model_unref. name NULL: the default (the only one that serves, or the one marked default). NULL if none.
 const struct engine_model *engine_model_ref(struct engine *, const char *name);
 void engine_model_unref(const struct engine_model *);
 int engine_model_names(struct engine *, char names[][64], int max); // ready models, sorted

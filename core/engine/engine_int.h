@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT
 /*
- * engine_int: what engine.c, loader.c, worker.c and served.c share. Nobody else includes it.
+ * engine_int: what engine.c, repository.c, loader.c, worker.c and served.c share. Nobody else includes it.
  *
  * Three kinds of thread meet here: callers (any thread, through engine.h), the loader and the worker (one device, so one worker today). Who may
  * touch what:
  *   - struct engine: `lock` guards every field under that heading; callers, loader and worker take it for a few instructions and never
  *     call out (events, files, kernels) while holding it.
- *   - struct served (one version of one model on the device) belongs to the worker, except its `facts`, which are immutable, and the two
- *     counters that say they are under the lock.
+ *   - struct entry belongs to the loader, which alone adds and removes entries; what says so is under the lock.
+ *   - struct served (one version of one model on the device) belongs to the loader while it is being built, then to the worker, then, when it is
+ *     retired and its last job has ended, to the loader again, which frees it; except its `facts`, which are immutable, and what says that it
+ *     is under the lock. It has a handle of the back end of its own, so that building and freeing never wait for the steps of others, nor these
+ *     for them.
  *   - struct job belongs to the caller until it is in the inbox, then to the worker. Callers reach a job that runs only through the list of
  *     alive jobs, under the lock, and only to set `cancel`.
  * The bell and the basket: a caller puts a job into the inbox (or sets a flag) and rings; the worker takes the whole inbox and works without the lock.
@@ -65,6 +68,8 @@ struct decode { // a finished sample that waits for the VAE
 
 struct served { // one version of one model, ready on the device
     struct facts *facts;
+    struct kern *kern;
+    double row_ms;               // of the trial evaluation
     struct runner *runner;
     struct sched *sched;
     struct run *runs;            // [slots]
@@ -80,25 +85,33 @@ struct served { // one version of one model, ready on the device
     int n_decodes;
     bool in_hand;
     double slice_flops;          // decode.c
-    bool retired;                // replaced by a newer version: freed when its last job has ended
-    struct served *next;         // engine.served
+    struct served *next;         // engine.served, then engine.dropped
     /* under the engine's lock */
+    bool retired;                // replaced by a newer version, or its directory is gone: dropped when its last job has ended
     struct sched_stats published; // of sched, after the worker's last turn
     struct sched_stats pending;   // of jobs that are accepted but not in `published` yet
 };
 
-enum entry_state { ENTRY_LOADING, ENTRY_READY, ENTRY_FAILED };
+enum entry_state { ENTRY_LOADING, ENTRY_ADDED, ENTRY_READY, ENTRY_FAILED }; // found at the start; found later; a version serves; none does
 struct entry { // a model directory that was found
+    struct entry *next; // by name
     char name[64];
     char *dir;
-    enum entry_state state; // under the lock, as is `current`
+    /* under the lock */
+    enum entry_state state;
     struct served *current; // the version that new jobs get; NULL until the first load
+    bool asked;             // engine_reload: no pause
+    char reason[sizeof ((struct err *)0)->text]; // why the last attempt failed, or ""
+    /* the loader's own */
+    char tried[DIGEST_HEX]; // of the model.json that could not be loaded; failures counts how often in a row
+    int failures;
+    int64_t retry_us, gone_us; // when to try again; when to take it out if it is still gone; 0: not at all
 };
 
-struct load { // what the loader hands to the worker; lives on the loader's stack until `taken` is back to NULL
+struct load { // what the loader hands to the worker; lives on the loader's stack until engine.load is back to NULL
     struct entry *entry;
-    struct model_dir *dir;
-    struct vae_file *vae; // NULL: none
+    struct served *served;
+    int status; // set by the worker: OK, served is installed; E_DEVICE; E_CANCELLED, the engine stops
 };
 
 enum stop { STOP_NOT, STOP_FINISH, STOP_CANCEL, STOP_CLOSE };
@@ -106,14 +119,17 @@ enum stop { STOP_NOT, STOP_FINISH, STOP_CANCEL, STOP_CLOSE };
 struct engine {
     /* constant after engine_open */
     struct engine_options options; // its strings are not kept
+    struct kern_config config;     // of every back end handle; backend points to:
+    char backend[16];
     struct sched_limits limits;
     char device[96];
-    struct entry *entries; // [n_entries], sorted by name
-    int n_entries;
+    char *folder; // of model directories; NULL: the one entry is it
     pthread_t worker, loader;
 
+    /* the loader's own */
+    char scan_error[sizeof ((struct err *)0)->text]; // of the last look at the folder
+
     /* the worker's own */
-    struct kern *kern;
     struct served *last; // whose turn was last
     int jobs;            // taken and not ended, over all models
     bool dead;           // the device failed: nothing runs any more
@@ -126,10 +142,14 @@ struct engine {
     struct job *inbox, **inbox_end;
     struct job *alive;    // every accepted job whose last event is not sent yet
     bool cancels;         // some alive job has cancel set
-    struct load *load;    // waits for the worker, or is being built
+    struct load *load;    // waits for the worker
+    bool scan;            // the loader shall look at the model directories
+    bool retires;         // it has retired a version
     enum stop stop;
     uint64_t last_id;
+    struct entry *entries; // by name; changed by the loader only
     struct served *served; // changed by the worker only
+    struct served *dropped; // to be freed by the loader
     struct engine_stats published;
 };
 
@@ -137,16 +157,26 @@ int64_t engine_now_us(void); // CLOCK_MONOTONIC
 void engine_emit(struct engine *, struct engine_event *); // calls the daemon; never with the lock held
 int engine_thread(pthread_t *, void *(*)(void *), struct engine *, const char *what, struct err *);
 
+/* repository.c */
+int repository_open(struct engine *, const char *models_dir, struct err *); // fills entries; E_NOTFOUND, E_IO, E_RANGE, E_NOMEM
+void repository_close(struct engine *);
+void repository_scan(struct engine *); // on the loader: entries that have come and gone
+struct entry *repository_find(struct engine *, const char *name); // lock held, or on the loader
+
 /* loader.c */
-int loader_scan(struct engine *, const char *models_dir, struct err *); // fills entries; E_NOTFOUND, E_IO, E_RANGE, E_NOMEM
 void *loader_main(void *engine);
-void loader_report(struct engine *, struct entry *, struct err *); // EV_MODEL and the log line; puts the model's name before an error's text
 
 /* served.c */
 // Can this engine serve it at all? vae: of the one that its latent.vae names, NULL: it names none
 int served_check(const struct model_desc *, const struct vae_arch *vae, struct sampler_model *, struct err *);
-// Takes load->dir->desc (on success). Builds the networks and slots on kern and evaluates the first once. row_ms: of that evaluation.
-int served_new(struct served **, struct kern *, const struct sched_limits *, const struct load *, double *row_ms, struct err *);
+struct source { // an open model directory
+    const char *name;
+    struct model_dir dir;
+    struct vae_file vae;
+    bool has_vae;
+};
+// Opens the back end, builds the networks and slots and evaluates the first once. Takes from->dir.desc on success.
+int served_new(struct served **, const struct engine *, struct source *from, struct err *);
 void served_free(struct served *);
 // dst [h, w, channels] from planes x [channels, h, w] in -1..1, as the family's authors write the pictures that they evaluate, clamped and cut to
 // whole numbers: 127.5x + 128 (DiT, SiT), (x + 1)127.5 with edm (MaskDiT), which is darker by half a level on average. E_NONFINITE.

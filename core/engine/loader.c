@@ -1,160 +1,171 @@
 // SPDX-License-Identifier: MIT
 /*
- * Finding and opening model directories.
+ * The loader: reads, checks and builds versions of models, and frees them, so that the worker never waits for a disk or a build.
  *
- * The folder is searched when the engine is opened, on the caller's thread, so that engine_open can say that there is nothing to
- * serve and so that the set of names is fixed from the start. Reading and hashing (seconds for a large model) happen on the
- * loader's thread; then the directory goes to the worker, which alone may build a network on its kern. One model is in hand at a
- * time: the loader waits for the worker before it opens the next, so no more than one checkpoint is in host memory.
+ * A version goes its whole way here, on a back end handle of its own: bytes hashed and held against model.json, tensors against
+ * the architecture, network built, one trial evaluation. Only a version that has passed is handed to the worker, which puts it in
+ * its place between two steps. One is in hand at a time, so no more than one checkpoint is in host memory.
  *
- * The seam for hot reload: worker_install (worker.c) swaps entry->current whether or not there was a version before, jobs hold
- * the version that they started with, and a failed build leaves the old one. Only "which entry, again" is missing here. What must
- * change then is where the network is built: on the worker's thread a build stalls the models that run, which at start-up harms
- * nobody.
+ * What is new is told by the SHA-256 of model.json alone: it is the file that a writer changes last. A failed attempt is
+ * remembered by that digest and made again after a pause that doubles (the weights may still be on their way, memory may come
+ * free); another digest is tried at once. A model.json that goes back to what is served ends the attempts.
  */
 #include "core/engine/engine_int.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <limits.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "core/base/log.h"
 #include "core/base/mem.h"
 
-/* ---- search ---- */
+#define RETRY_MS 1000
+#define RETRY_DOUBLINGS 8 // up to 256 times the first pause
 
-// 1: path/model.json is there; 0: it is not; negative: no memory
-static int holds_model(const char *path) {
-    char *file = mem_printf("%s/model.json", path);
-    if (!file) return E_NOMEM;
-    int there = access(file, F_OK) == 0;
-    mem_free(file);
-    return there;
-}
+/* ---- one attempt ---- */
 
-// What a request can ask for, a log and a metric can show, and `name@version` can be taken apart again.
-static bool name_ok(const char *s) {
-    for (; *s; s++)
-        if (*s < ' ' || *s > '~' || *s == '@') return false;
-    return true;
-}
-
-static int add_entry(struct engine *g, const char *name, const char *dir, struct err *e) {
-    struct entry entry = {.state = ENTRY_LOADING};
-    if (strlen(name) >= sizeof entry.name)
-        return err_set(e, E_RANGE, "%s: a model's name has at most %zu bytes", dir, sizeof entry.name - 1);
-    if (!name_ok(name)) return err_set(e, E_RANGE, "%s: a model's name is printable ASCII without '@'", dir);
-    strcpy(entry.name, name);
-    struct entry *grown = mem_resize(g->entries, (size_t)g->n_entries + 1, sizeof *grown);
-    if (grown) g->entries = grown;
-    if (!grown || !(entry.dir = mem_strdup(dir))) return err_set(e, E_NOMEM, "no memory for the list of models");
-    g->entries[g->n_entries++] = entry;
-    return 0;
-}
-
-static int by_name(const void *a, const void *b) {
-    return strcmp(((const struct entry *)a)->name, ((const struct entry *)b)->name);
-}
-
-static int scan_folder(struct engine *g, const char *folder, struct err *e) {
-    DIR *d = opendir(folder);
-    if (!d)
-        return err_set(e,
-                       errno == ENOENT || errno == ENOTDIR ? E_NOTFOUND
-                       : errno == EACCES                   ? E_PERM
-                                                           : E_IO,
-                       "%s: %s", folder, strerror(errno));
-    int rc = 0;
-    for (struct dirent *entry; !rc && (errno = 0, entry = readdir(d));) {
-        if (entry->d_name[0] == '.') continue;
-        char *path = mem_printf("%s/%s", folder, entry->d_name);
-        int there = path ? holds_model(path) : E_NOMEM;
-        if (there < 0) rc = err_set(e, there, "no memory for the list of models");
-        else if (there) rc = add_entry(g, entry->d_name, path, e);
-        mem_free(path);
-    }
-    if (!rc && errno) rc = err_set(e, E_IO, "%s: %s", folder, strerror(errno));
-    closedir(d);
-    return rc;
-}
-
-// A folder that is itself a model directory is served under its own name, "." and trailing slashes resolved.
-static int add_itself(struct engine *g, const char *folder, struct err *e) {
-    char whole[PATH_MAX];
-    if (!realpath(folder, whole)) return err_set(e, E_IO, "%s: %s", folder, strerror(errno));
-    const char *slash = strrchr(whole, '/');
-    return add_entry(g, slash && slash[1] ? slash + 1 : "model", whole, e);
-}
-
-int loader_scan(struct engine *g, const char *folder, struct err *e) {
-    int itself = holds_model(folder);
-    if (itself < 0) return err_set(e, itself, "no memory for the list of models");
-    int rc = itself ? add_itself(g, folder, e) : scan_folder(g, folder, e);
-    if (rc) return rc;
-    if (!g->n_entries) return err_set(e, E_NOTFOUND, "%s: no model directory is in it (a folder that holds model.json)", folder);
-    qsort(g->entries, (size_t)g->n_entries, sizeof *g->entries, by_name);
-    return 0;
-}
-
-/* ---- thread ---- */
-
-void loader_report(struct engine *g, struct entry *entry, struct err *err) {
-    err_prefix(err, "model '%s'", entry->name);
-    struct engine_event ev = {.kind = EV_MODEL, .err = *err};
-    snprintf(ev.model, sizeof ev.model, "%s", entry->name);
-    if (err->status)
-        log_error("model not loaded", log_str("model", entry->name), log_str("error", err->text), log_str("param", err->param));
-    else log_info("model loaded", log_str("model", entry->name));
-    engine_emit(g, &ev);
-}
-
-static void fail(struct engine *g, struct entry *entry, struct err *err) {
-    pthread_mutex_lock(&g->lock);
-    if (!entry->current) entry->state = ENTRY_FAILED;
-    pthread_mutex_unlock(&g->lock);
-    loader_report(g, entry, err);
-}
-
-// To the worker and back: returns when it has built or refused the model (and reported it), or at once if the engine is closing.
-static void hand_over(struct engine *g, struct load *load) {
-    pthread_mutex_lock(&g->lock);
-    if (g->stop != STOP_CLOSE) {
-        g->load = load;
-        pthread_cond_signal(&g->bell);
-        while (g->load) pthread_cond_wait(&g->built, &g->lock);
-    }
-    pthread_mutex_unlock(&g->lock);
-}
-
-static int open_vae(struct vae_file *vae, const char *dir, const struct latent *l, struct err *e) {
+static int open_vae(struct source *from, const char *dir, struct err *e) {
+    const struct latent *l = &from->dir.desc.latent;
+    if (!l->vae_file[0]) return OK;
     char *path = mem_printf("%s/%s", dir, l->vae_file);
-    int rc = path ? vae_file_open(vae, path, l->vae_sha256, e) : err_set(e, E_NOMEM, "no memory for a path");
+    int rc = path ? vae_file_open(&from->vae, path, l->vae_sha256, e) : err_set(e, E_NOMEM, "no memory for a path");
+    from->has_vae = rc == OK;
     mem_free(path);
     return rc;
 }
 
-static void load_one(struct engine *g, struct entry *entry) {
-    struct model_dir dir = {0};
-    struct vae_file vae = {0};
-    struct sampler_model sampler;
-    struct err err = {0};
-    int rc = model_dir_open(&dir, entry->dir, &err);
-    if (rc) {
-        err_set(&err, rc, "it could not be opened");
-        fail(g, entry, &err);
-        return;
+// To the worker and back: returns when it has installed or refused the version.
+static int hand_over(struct engine *g, struct entry *entry, struct served *s, struct err *e) {
+    struct load load = {.entry = entry, .served = s, .status = E_CANCELLED};
+    pthread_mutex_lock(&g->lock);
+    if (g->stop < STOP_CANCEL) {
+        g->load = &load;
+        pthread_cond_signal(&g->bell);
+        while (g->load) pthread_cond_wait(&g->built, &g->lock);
     }
-    bool has_vae = dir.desc.latent.vae_file[0];
-    if (has_vae) rc = open_vae(&vae, entry->dir, &dir.desc.latent, &err);
-    if (!rc) rc = served_check(&dir.desc, has_vae ? &vae.arch : NULL, &sampler, &err); // before the device is troubled
-    if (rc) fail(g, entry, &err);
-    else hand_over(g, &(struct load){.entry = entry, .dir = &dir, .vae = has_vae ? &vae : NULL});
-    vae_file_close(&vae);
-    model_dir_close(&dir);
+    pthread_mutex_unlock(&g->lock);
+    if (load.status) err_set(e, load.status, load.status == E_DEVICE ? "the device has failed" : "the engine is stopping");
+    return load.status;
+}
+
+// digest: of the model.json that was tried.
+static int load_version(struct engine *g, struct entry *entry, char digest[DIGEST_HEX], struct err *e) {
+    struct source from = {.name = entry->name};
+    struct served *s = NULL;
+    struct sampler_model sampler;
+    int rc = model_dir_open(&from.dir, entry->dir, e);
+    strcpy(digest, from.dir.digest);
+    if (rc) return err_set(e, rc, "it could not be opened");
+    rc = open_vae(&from, entry->dir, e);
+    if (!rc)
+        rc = served_check(&from.dir.desc, from.has_vae ? &from.vae.arch : NULL, &sampler, e); // before the device is troubled
+    if (!rc) rc = served_new(&s, g, &from, e);
+    vae_file_close(&from.vae);
+    model_dir_close(&from.dir);
+    if (!rc) rc = hand_over(g, entry, s, e);
+    if (rc) served_free(s);
+    return rc;
+}
+
+static void settle(struct engine *g, struct entry *entry, const char *reason) {
+    pthread_mutex_lock(&g->lock);
+    if (*reason && !entry->current) entry->state = ENTRY_FAILED;
+    snprintf(entry->reason, sizeof entry->reason, "%s", reason);
+    pthread_mutex_unlock(&g->lock);
+    if (*reason) return;
+    entry->failures = 0;
+    entry->retry_us = 0;
+}
+
+static void plan_retry(struct engine *g, struct entry *entry, const char *digest) {
+    if (strcmp(entry->tried, digest) != 0) entry->failures = 0;
+    strcpy(entry->tried, digest);
+    int doublings = entry->failures < RETRY_DOUBLINGS ? entry->failures : RETRY_DOUBLINGS;
+    int64_t first = g->options.retry_ms ? g->options.retry_ms : RETRY_MS;
+    entry->failures++;
+    entry->retry_us = engine_now_us() + (first << doublings) * 1000;
+}
+
+static void report(struct engine *g, const struct entry *entry, const struct err *err) {
+    struct engine_event ev = {.kind = EV_MODEL, .err = *err};
+    snprintf(ev.model, sizeof ev.model, "%s", entry->name);
+    if (err->status)
+        log_error("model not loaded", log_str("model", entry->name), log_str("error", err->text), log_str("param", err->param),
+                  log_int("failures", entry->failures), log_int("retry_ms", (entry->retry_us - engine_now_us()) / 1000));
+    else {
+        const struct engine_model *m = &entry->current->facts->model;
+        log_info("model loaded", log_str("model", entry->name), log_int("version", m->desc.step), log_str("digest", m->digest));
+    }
+    engine_emit(g, &ev);
+}
+
+static void free_dropped(struct engine *g) {
+    pthread_mutex_lock(&g->lock);
+    struct served *dropped = g->dropped;
+    g->dropped = NULL;
+    pthread_mutex_unlock(&g->lock);
+    for (struct served *next; dropped; dropped = next) {
+        next = dropped->next;
+        served_free(dropped);
+    }
+}
+
+static void attempt(struct engine *g, struct entry *entry) {
+    char digest[DIGEST_HEX];
+    struct err err = {0};
+    free_dropped(g); // makes room
+    int rc = load_version(g, entry, digest, &err);
+    if (rc == E_CANCELLED) return;
+    if (rc) {
+        err_prefix(&err, "model '%s'", entry->name);
+        plan_retry(g, entry, digest);
+    }
+    settle(g, entry, err.text);
+    report(g, entry, &err);
+}
+
+/* ---- when ---- */
+
+static bool take_asked(struct engine *g, struct entry *entry) {
+    pthread_mutex_lock(&g->lock);
+    bool asked = entry->asked;
+    entry->asked = false;
+    pthread_mutex_unlock(&g->lock);
+    return asked;
+}
+
+static void look(struct engine *g, struct entry *entry) {
+    char digest[DIGEST_HEX];
+    struct model_desc desc;
+    bool asked = take_asked(g, entry);
+    int rc = model_dir_desc(&desc, digest, entry->dir, NULL);
+    if (!rc) model_desc_deinit(&desc);
+    if (rc == E_NOTFOUND) return; // being replaced, or gone: repository_scan sees to that
+    if (entry->current && strcmp(digest, entry->current->facts->model.digest) == 0) settle(g, entry, "");
+    else if (asked || !entry->failures || strcmp(digest, entry->tried) != 0 || entry->retry_us <= engine_now_us())
+        attempt(g, entry);
+}
+
+static int64_t earliest(int64_t a, int64_t b) { return !a || (b && b < a) ? b : a; } // 0: never
+
+// Sleeps until there is something to look at; false: the engine stops.
+static bool wait_for_work(struct engine *g) {
+    int64_t due = 0;
+    for (const struct entry *entry = g->entries; entry; entry = entry->next)
+        due = earliest(due, earliest(entry->retry_us, entry->gone_us));
+    struct timespec until = {.tv_sec = due / 1000000, .tv_nsec = due % 1000000 * 1000};
+    for (;;) {
+        free_dropped(g);
+        pthread_mutex_lock(&g->lock);
+        int rc = 0;
+        while (g->stop == STOP_NOT && !g->scan && !g->dropped && rc != ETIMEDOUT)
+            rc = due ? pthread_cond_timedwait(&g->built, &g->lock, &until) : pthread_cond_wait(&g->built, &g->lock);
+        bool stop = g->stop != STOP_NOT, work = g->scan || rc == ETIMEDOUT;
+        if (work) g->scan = false;
+        pthread_mutex_unlock(&g->lock);
+        if (stop || work) return !stop;
+    }
 }
 
 static bool stopping(struct engine *g) {
@@ -166,6 +177,11 @@ static bool stopping(struct engine *g) {
 
 void *loader_main(void *arg) {
     struct engine *g = arg;
-    for (int i = 0; i < g->n_entries && !stopping(g); i++) load_one(g, &g->entries[i]);
+    if (g->options.nice && nice(g->options.nice) == -1) log_warn("loader keeps its priority", log_int("nice", g->options.nice));
+    for (struct entry *entry = g->entries; entry && !stopping(g); entry = entry->next) attempt(g, entry);
+    while (wait_for_work(g)) {
+        repository_scan(g);
+        for (struct entry *entry = g->entries; entry && !stopping(g); entry = entry->next) look(g, entry);
+    }
     return NULL;
 }

@@ -70,9 +70,9 @@ static void guide_rule(struct engine_model *m, const struct model_desc *d) {
     if (m->guide_channels > m->max_guide_channels) m->guide_channels = m->max_guide_channels;
 }
 
-static int make_facts(struct served *s, const struct load *load, struct err *e) {
-    const struct model_desc *d = &load->dir->desc;
-    const struct vae_arch *vae = load->vae ? &load->vae->arch : NULL;
+static int make_facts(struct served *s, const struct source *from, struct err *e) {
+    const struct model_desc *d = &from->dir.desc;
+    const struct vae_arch *vae = from->has_vae ? &from->vae.arch : NULL;
     struct facts *f = mem_alloc(sizeof *f);
     if (!f) return err_set(e, E_NOMEM, "no memory for a model");
     s->facts = f;
@@ -80,19 +80,19 @@ static int make_facts(struct served *s, const struct load *load, struct err *e) 
     struct engine_model *m = &f->model;
     int rc = served_check(d, vae, &m->sampler, e);
     if (rc) return rc;
-    snprintf(m->name, sizeof m->name, "%s", load->entry->name);
-    memcpy(m->digest, load->dir->digest, sizeof m->digest);
+    snprintf(m->name, sizeof m->name, "%s", from->name);
+    memcpy(m->digest, from->dir.digest, sizeof m->digest);
     m->image_size = d->arch.input_size * (vae ? vae_factor(vae) : 1);
     m->image_channels = vae ? vae->image_channels : d->arch.in_channels;
     guide_rule(m, d);
     return 0;
 }
 
-static int make_vae(struct served *s, struct kern *k, const struct load *load, struct err *e) {
-    const struct arch *a = &load->dir->desc.arch;
+static int make_vae(struct served *s, const struct source *from, struct err *e) {
+    const struct arch *a = &from->dir.desc.arch;
     struct vae_size size = {.height = a->input_size, .width = a->input_size, .decode = true};
-    if (!load->vae) return OK;
-    if (vae_new(&s->vae, k, &load->vae->arch, &load->vae->table, &size, e)) {
+    if (!from->has_vae) return OK;
+    if (vae_new(&s->vae, s->kern, &from->vae.arch, &from->vae.table, &size, e)) {
         err_prefix(e, "its VAE");
         return e->status;
     }
@@ -126,7 +126,7 @@ int served_pixels(uint8_t *dst, const float *x, int channels, int side, bool edm
     return 0;
 }
 
-static int canary(struct served *s, double *row_ms, struct err *e) {
+static int canary(struct served *s, struct err *e) {
     const struct engine_model *m = &s->facts->model;
     struct runner_slot slot = {.slot = 0, .label = 0, .seed = 1, .null_of = -1}, *one = &slot;
     struct sampler_spec spec;
@@ -143,7 +143,7 @@ static int canary(struct served *s, double *row_ms, struct err *e) {
         rc = err_set(e, slot.err.status ? slot.err.status : E_INTERNAL, "the trial evaluation was not made: %s", slot.err.text);
     int64_t start = engine_now_us();
     if (!rc) rc = runner_step(s->runner, &one, 1, &rows, e);
-    *row_ms = (double)(engine_now_us() - start) / 1000 / rows;
+    s->row_ms = (double)(engine_now_us() - start) / 1000 / rows;
     if (!rc) rc = runner_read(s->runner, 0, s->pixels, e);
     size_t numel = runner_numel(s->runner);
     for (size_t i = 0; !rc && i < numel; i++)
@@ -152,25 +152,31 @@ static int canary(struct served *s, double *row_ms, struct err *e) {
     return rc;
 }
 
-int served_new(struct served **out, struct kern *k, const struct sched_limits *limits, const struct load *load, double *row_ms,
-               struct err *e) {
-    struct model_dir *dir = load->dir;
+static int open_kern(struct served *s, const struct kern_config *config, struct err *e) {
+    char why[256] = "";
+    int rc = kern_open(&s->kern, config, why, sizeof why);
+    return rc ? err_set(e, rc == KERN_ENOMEM ? E_NOMEM : E_DEVICE, "back end '%s': %s", config->backend, why) : OK;
+}
+
+int served_new(struct served **out, const struct engine *g, struct source *from, struct err *e) {
+    struct model_dir *dir = &from->dir;
     *out = NULL;
     struct served *s = mem_alloc(sizeof *s);
     if (!s) return err_set(e, E_NOMEM, "no memory for a model");
-    int rc = make_facts(s, load, e), slots = limits->max_rows;
-    if (!rc) rc = sched_new(&s->sched, limits, e);
-    if (!rc) rc = runner_new(&s->runner, k, &dir->desc.arch, dir->weights, slots, limits->max_rows, e);
+    int rc = make_facts(s, from, e), slots = g->limits.max_rows;
+    if (!rc) rc = open_kern(s, &g->config, e);
+    if (!rc) rc = sched_new(&s->sched, &g->limits, e);
+    if (!rc) rc = runner_new(&s->runner, s->kern, &dir->desc.arch, dir->weights, slots, g->limits.max_rows, e);
     if (!rc) rc = make_slots(s, slots, e);
-    if (!rc) rc = make_vae(s, k, load, e);
+    if (!rc) rc = make_vae(s, from, e);
     if (!rc) {
         s->facts->model.device_bytes = runner_bytes(s->runner) + (s->vae ? vae_bytes(s->vae) : 0);
         s->facts->model.desc.arch = dir->desc.arch; // what the canary reads; the rest follows on success
-        rc = canary(s, row_ms, e);
+        rc = canary(s, e);
     }
     if (rc) {
         served_free(s);
-        return rc;
+        return err_set(e, rc, "it could not be built");
     }
     s->facts->model.desc = dir->desc;
     dir->desc = (struct model_desc){0};
@@ -183,6 +189,7 @@ void served_free(struct served *s) {
     decode_drop(s, NULL);
     vae_free(s->vae);
     runner_free(s->runner);
+    kern_close(s->kern);
     sched_free(s->sched);
     facts_unref(s->facts);
     void *arrays[] = {s->runs, s->batch, s->slots, s->freed, s->pixels, s->z, s->picture};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * The thread that owns the device: kern, networks, schedulers, the images in the making.
+ * The thread that runs the device: networks, schedulers, the images in the making.
  *
  * One turn is one batch of one model: take what came in, drop what was cancelled or is too late, admit, evaluate, plan, hand out
  * finished images. Models with work take turns, a batch each. Between turns anything may change (rows join and leave between
@@ -356,50 +356,38 @@ static void drop_late(struct engine *g, struct served *s) {
 }
 
 // Puts a new version in the place of the one that served its name until now, if any; jobs that run keep theirs.
-static void worker_install(struct engine *g, struct entry *entry, struct served *s) {
+static void install(struct engine *g, struct load *load) {
+    struct served *s = load->served;
+    load->status = g->dead ? E_DEVICE : OK;
+    if (g->dead) return;
+    if (g->counters.row_ms <= 0) g->counters.row_ms = s->row_ms;
+    g->counters.device_bytes += s->facts->model.device_bytes;
     pthread_mutex_lock(&g->lock);
-    if (entry->current) entry->current->retired = true;
-    entry->current = s;
-    entry->state = ENTRY_READY;
+    if (load->entry->current) load->entry->current->retired = true;
+    load->entry->current = s;
+    load->entry->state = ENTRY_READY;
     struct served **end = &g->served;
     while (*end) end = &(*end)->next;
     *end = s;
     pthread_mutex_unlock(&g->lock);
-}
-
-static void build(struct engine *g, struct load *load) {
-    struct served *s = NULL;
-    struct err err = {0};
-    double row_ms = 0;
-    int rc = g->dead ? err_set(&err, E_DEVICE, "the device has failed")
-                     : served_new(&s, g->kern, &g->limits, load, &row_ms, &err);
-    if (rc) err_set(&err, rc, "it could not be built");
-    else if (g->counters.row_ms <= 0) g->counters.row_ms = row_ms;
-    if (s) {
-        g->counters.device_bytes += s->facts->model.device_bytes;
-        worker_install(g, load->entry, s);
-    } else {
-        pthread_mutex_lock(&g->lock);
-        if (!load->entry->current) load->entry->state = ENTRY_FAILED;
-        pthread_mutex_unlock(&g->lock);
-    }
     publish(g);
-    loader_report(g, load->entry, &err);
 }
 
-static void free_retired(struct engine *g) {
+// Versions that nobody can ask for any more and that have no job left go to the loader.
+static void drop_retired(struct engine *g) {
     for (struct served **at = &g->served, *s; (s = *at);) {
         pthread_mutex_lock(&g->lock);
         bool unused = s->retired && !s->jobs && !s->pending.jobs;
-        if (unused) *at = s->next;
+        if (unused) {
+            if (g->last == s) g->last = NULL;
+            g->counters.device_bytes -= s->facts->model.device_bytes;
+            g->published.device_bytes = g->counters.device_bytes;
+            *at = s->next;
+            s->next = g->dropped;
+            g->dropped = s;
+            pthread_cond_signal(&g->built);
+        } else at = &s->next;
         pthread_mutex_unlock(&g->lock);
-        if (!unused) {
-            at = &s->next;
-            continue;
-        }
-        if (g->last == s) g->last = NULL;
-        g->counters.device_bytes -= s->facts->model.device_bytes;
-        served_free(s);
     }
 }
 
@@ -415,11 +403,11 @@ struct look { // what one look into the basket found
 // Sleeps while there is nothing to do.
 static void look(struct engine *g, struct look *found) {
     pthread_mutex_lock(&g->lock);
-    while (!g->jobs && !g->inbox && !g->load && g->stop != STOP_CLOSE) pthread_cond_wait(&g->bell, &g->lock);
+    while (!g->jobs && !g->inbox && !g->load && !g->retires && g->stop != STOP_CLOSE) pthread_cond_wait(&g->bell, &g->lock);
     *found = (struct look){.jobs = g->inbox, .load = g->load, .cancels = g->cancels, .stop = g->stop};
     g->inbox = NULL;
     g->inbox_end = &g->inbox;
-    g->cancels = false;
+    g->cancels = g->retires = false;
     pthread_mutex_unlock(&g->lock);
 }
 
@@ -439,16 +427,8 @@ static void take_in(struct engine *g, const struct look *found) {
     if (found->stop >= STOP_CANCEL) end_all(g, EV_CANCELLED, NULL);
     if (found->cancels) drop_cancelled(g);
     if (!found->load) return;
-    if (found->stop < STOP_CANCEL) build(g, found->load);
+    if (found->stop < STOP_CANCEL) install(g, found->load);
     give_back(g);
-}
-
-static void clean_up(struct engine *g) {
-    for (struct served *s = g->served, *next; s; s = next) {
-        next = s->next;
-        served_free(s);
-    }
-    kern_close(g->kern);
 }
 
 void *worker_main(void *arg) {
@@ -462,8 +442,7 @@ void *worker_main(void *arg) {
         struct served *s = next_with_work(g);
         if (s) turn(g, s);
         publish(g);
-        free_retired(g);
+        drop_retired(g);
     }
-    clean_up(g);
     return NULL;
 }

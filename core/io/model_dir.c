@@ -43,7 +43,8 @@ static char *path_of(const char *dir, const char *file, struct err *e) {
     return path;
 }
 
-static int read_desc(struct model_desc *desc, char digest[DIGEST_HEX], const char *dir, struct err *e) {
+int model_dir_desc(struct model_desc *desc, char digest[DIGEST_HEX], const char *dir, struct err *e) {
+    digest[0] = 0;
     char *path = path_of(dir, "model.json", e);
     if (!path) return E_NOMEM;
     void *text = NULL;
@@ -93,29 +94,27 @@ static int read_weights(struct owner **out, const struct model_desc *d, const ch
 static bool desc_changed(const char *dir, const char *digest) {
     struct model_desc d;
     char now[DIGEST_HEX];
-    if (read_desc(&d, now, dir, NULL) != OK) return false;
+    if (model_dir_desc(&d, now, dir, NULL) != OK) return false;
     model_desc_deinit(&d);
     return strcmp(now, digest) != 0;
 }
 
 int model_dir_open(struct model_dir *m, const char *dir, struct err *e) {
-    int rc = E_INTERNAL;
-    for (int attempt = 1; attempt <= ATTEMPTS; attempt++) {
+    for (int attempt = 1;; attempt++) {
         struct err here = {0};
         struct owner *o = NULL;
         *m = (struct model_dir){0};
-        rc = read_desc(&m->desc, m->digest, dir, &here);
+        int rc = model_dir_desc(&m->desc, m->digest, dir, &here);
         if (rc == OK && (rc = read_weights(&o, &m->desc, dir, &here)) != OK) model_desc_deinit(&m->desc);
         if (rc == OK) {
             m->weights = &o->ck.table;
             m->weights_owner = o;
             return OK;
         }
+        m->desc = (struct model_desc){0};
         bool stale = (rc == E_NOTFOUND || rc == E_CONFLICT) && m->digest[0] && attempt < ATTEMPTS && desc_changed(dir, m->digest);
-        *m = (struct model_dir){0};
         if (!stale) return err_param(e, rc, here.param, "%s", here.text);
     }
-    return rc;
 }
 
 void model_dir_close(struct model_dir *m) {

@@ -95,7 +95,10 @@ struct model_dir {
     struct tensor_table *weights;    // owned
     void *weights_owner;             // private
 };
-// Reads model.json and its weights from the directory, checks the weights' digest. E_NOTFOUND, E_FORMAT, E_CONFLICT (digest).
+// Reads model.json alone; caller model_desc_deinit's. digest is set also when its text is refused, and "" when it cannot be read.
+int model_dir_desc(struct model_desc *, char digest[DIGEST_HEX], const char *dir, struct err *);
+// Reads model.json and its weights from the directory, checks the weights' digest. E_NOTFOUND, E_FORMAT, E_CONFLICT (digest). On failure nothing
+// is left but the digest of the model.json that failed ("": it could not be read).
 int model_dir_open(struct model_dir *, const char *dir, struct err *);
 void model_dir_close(struct model_dir *);
 // Writes weights then model.json (temporary name, fsync, rename). dir is made if absent. desc's weights_file and sha256 are filled in.
