@@ -47,7 +47,7 @@ struct resolved {          // ready to submit
     const char *notes[8];
     int n_notes;
 };
-// model: name@step and name@digest are checked here (404). Seeds not given are drawn below 2^53 from random53.
+// model: name@step and name@digest are checked here (404; 409 for one that was replaced). Seeds not given are drawn below 2^53 from random53.
 // job.digest is always the model's: labels, defaults and the answer belong to these weights. When engine_submit says E_CONFLICT
 // "digest", the model was swapped meanwhile: take it again, resolve again.
 int request_resolve(struct resolved *, const struct request *, const struct engine_model *, uint64_t random53,

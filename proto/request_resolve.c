@@ -13,19 +13,24 @@
 #include "proto/near.h"
 #include "proto/request_fields.h"
 
-static bool is_version(const struct engine_model *em, const char *s) {
+static bool is_version(const char *digest, int64_t at_step, const char *s) {
     char step[24];
-    snprintf(step, sizeof step, "%" PRId64, em->desc.step);
+    snprintf(step, sizeof step, "%" PRId64, at_step);
     if (strcmp(s, step) == 0) return true;
     size_t n = strlen(s);
-    return n >= 6 && s[strspn(s, "0123456789abcdef")] == 0 && strncmp(em->digest, s, n) == 0;
+    return n >= 6 && s[strspn(s, "0123456789abcdef")] == 0 && strncmp(digest, s, n) == 0;
 }
 
 static int check_model(const struct request *r, const struct engine_model *em, struct http_error *e) {
     if (!r->model) return 0;
     if (strcmp(r->model_name, em->name) != 0) return request_model_unknown(r, &em->name, 1, e);
     const char *version = r->model + strlen(r->model_name);
-    if (!*version || is_version(em, version + 1)) return 0;
+    if (!*version++ || is_version(em->digest, em->desc.step, version)) return 0;
+    for (int i = 0; i < ENGINE_BEFORE && em->before[i].digest[0]; i++)
+        if (is_version(em->before[i].digest, em->before[i].step, version))
+            return http_error_set(e, 409, "state_conflict", "model",
+                                  "model \"%.100s\" was replaced: %s is now at version %" PRId64 ", digest %.12s", r->model,
+                                  em->name, em->desc.step, em->digest);
     return http_error_set(e, 404, "version_not_found", "model",
                           "model \"%.100s\" is not served; %s is at version %" PRId64 ", digest %.12s", r->model, em->name,
                           em->desc.step, em->digest);

@@ -239,8 +239,8 @@ void config_help(FILE *to) {
     }
     fprintf(to, "  --check-config     check the options and leave\n  --print-config     print the options in force as a config "
                 "file and leave\n"
-                "  --version, --help\n\nSignals: TERM, INT drain and leave (a second one: at once), HUP reopens the log file, "
-                "USR1 logs the state.\n"
+                "  --version, --help\n\nSignals: TERM, INT drain and leave (a second one: at once), HUP reopens the log file and looks "
+                "for new models, USR1 logs the state.\n"
                 "Exit codes: 0, 1 failure or work cut off, 2 usage, 65 corrupt checkpoint, 66 missing file, 69 no device, 77 "
                 "permission, 78 configuration.\n");
 }

@@ -212,7 +212,10 @@ static void reopen_log(struct server *s) {
 static void on_signal(uv_signal_t *sig, int number) {
     struct server *s = sig->data;
     if (number == SIGUSR1) log_state(s);
-    else if (number == SIGHUP) reopen_log(s);
+    else if (number == SIGHUP) {
+        reopen_log(s);
+        watch_look(&s->watch);
+    }
     else if (s->stage == SERVING) set_stage(s, DRAINING);
     else {
         for (int i = 0; i < 2; i++) uv_signal_stop(&s->signals[i]); // a third one kills
@@ -264,6 +267,7 @@ static void server_end(struct server *s) {
         MHD_run(s->mhd); // lets MHD take back what was resumed, which it wants before it stops
         MHD_stop_daemon(s->mhd);
     }
+    watch_stop(&s->watch);
     if (s->engine) {
         engine_stop(s->engine, false);
         engine_close(s->engine);
@@ -288,6 +292,7 @@ int server_run(struct server *s, const struct config *c, const struct listener *
         printf("listening on %s\n", s->listener.url);
         fflush(stdout);
         log_info("listening", log_str("url", s->listener.url), log_int("pid", getpid()));
+        watch_start(&s->watch, &s->uv, s->engine, c->models);
         run_mhd(s);
         uv_run(&s->uv, UV_RUN_DEFAULT);
         log_info("stopped", log_int("exit", s->exit_code));

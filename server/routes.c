@@ -6,6 +6,7 @@
 #include "core/base/mem.h"
 #include "proto/capabilities.h"
 #include "proto/emit.h"
+#include "server/admin.h"
 #include "server/assets.h"
 #include "server/cmd.h"
 #include "server/jobs.h"
@@ -135,6 +136,8 @@ static const struct route routes[] = {
     {"/v2/health/live", "GET", run_live},
     {"/v2/health/ready", "GET", run_ready},
     {"/v2/models/{}/ready", "GET", run_model_ready},
+    {"/v2/repository/index", "GET", admin_index},
+    {"/v2/repository/models/{}/load", "POST", admin_load},
     {"/metrics", "GET", run_metrics},
     {"/openapi.json", "GET", run_asset},
     {"/", "GET", run_asset},

@@ -3,7 +3,7 @@
  * server: what the daemon's files share, all of it owned by the loop thread.
  *
  * loop.c turns the loop and owns start, drain and stop; http.c owns connections and exchanges (one request and its answer);
- * routes.c says what each path does; jobs.c owns the jobs in the engine; encode.c is the work that libuv's pool does; events.c
+ * routes.c says what each path does; watch.c sees new models; jobs.c owns the jobs in the engine; encode.c is the work that libuv's pool does; events.c
  * carries the engine's events over. Between threads go ids and plain values: an event or a finished encoding names a job, and the
  * loop looks it up and shrugs when it is gone.
  */
@@ -19,6 +19,7 @@
 #include "server/events.h"
 #include "server/listen.h"
 #include "server/metrics.h"
+#include "server/watch.h"
 
 struct conn;
 struct job;
@@ -39,6 +40,7 @@ struct server {
     uv_timer_t stage_timer; // --drain-delay, then --exit-timeout, then the last flush
     uv_async_t bell;        // the engine's events
     uv_signal_t signals[4];
+    struct watch watch;
     struct inbox inbox;
     struct conn *conns;
     struct pollfd *polls; // scratch of the tick, max_connections long

@@ -51,8 +51,11 @@ struct engine_event {
     char model[64];                // EV_MODEL
 };
 
+#define ENGINE_BEFORE 8
+struct engine_version { char digest[DIGEST_HEX]; int64_t step; };
 struct engine_model { // a loaded model's facts; immutable, reference counted
     char name[64], digest[DIGEST_HEX];
+    struct engine_version before[ENGINE_BEFORE]; // that this one and its predecessors replaced, the last first; digest "": no more
     struct model_desc desc;        // labels, shapes, step (= version)
     struct sampler_model sampler;
     int guide_channels;            // the model's own rule, as a count

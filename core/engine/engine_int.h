@@ -171,6 +171,7 @@ void *loader_main(void *engine);
 int served_check(const struct model_desc *, const struct vae_arch *vae, struct sampler_model *, struct err *);
 struct source { // an open model directory
     const char *name;
+    const struct engine_model *before; // that serves this name; NULL: none
     struct model_dir dir;
     struct vae_file vae;
     bool has_vae;

@@ -51,7 +51,7 @@ static int hand_over(struct engine *g, struct entry *entry, struct served *s, st
 
 // digest: of the model.json that was tried.
 static int load_version(struct engine *g, struct entry *entry, char digest[DIGEST_HEX], struct err *e) {
-    struct source from = {.name = entry->name};
+    struct source from = {.name = entry->name, .before = entry->current ? &entry->current->facts->model : NULL};
     struct served *s = NULL;
     struct sampler_model sampler;
     int rc = model_dir_open(&from.dir, entry->dir, e);

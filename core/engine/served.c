@@ -70,6 +70,13 @@ static void guide_rule(struct engine_model *m, const struct model_desc *d) {
     if (m->guide_channels > m->max_guide_channels) m->guide_channels = m->max_guide_channels;
 }
 
+static void remember(struct engine_model *m, const struct engine_model *before) {
+    if (!before) return;
+    memcpy(m->before[0].digest, before->digest, sizeof before->digest);
+    m->before[0].step = before->desc.step;
+    memcpy(&m->before[1], before->before, (ENGINE_BEFORE - 1) * sizeof *m->before);
+}
+
 static int make_facts(struct served *s, const struct source *from, struct err *e) {
     const struct model_desc *d = &from->dir.desc;
     const struct vae_arch *vae = from->has_vae ? &from->vae.arch : NULL;
@@ -82,6 +89,7 @@ static int make_facts(struct served *s, const struct source *from, struct err *e
     if (rc) return rc;
     snprintf(m->name, sizeof m->name, "%s", from->name);
     memcpy(m->digest, from->dir.digest, sizeof m->digest);
+    remember(m, from->before);
     m->image_size = d->arch.input_size * (vae ? vae_factor(vae) : 1);
     m->image_channels = vae ? vae->image_channels : d->arch.in_channels;
     guide_rule(m, d);
