@@ -8,6 +8,7 @@
 #include "core/base/mem.h"
 #include "core/io/file.h"
 #include "core/io/import.h"
+#include "core/io/model_publish.h"
 #include "server/cmd.h"
 
 static const char help[] =
@@ -168,7 +169,7 @@ static int publish(const struct request *r, const struct checkpoint *c, struct m
     if (!dir) return err_set(e, E_NOMEM, "no memory");
     int rc = import_convert(&it, &c->table, r->storage, e);
     if (rc == OK) {
-        rc = model_dir_write(dir, d, &it.table, e);
+        rc = model_publish(dir, d, &it.table, e);
         size_t bytes = 0;
         for (int i = 0; i < it.table.n; i++) bytes += it.table.tensors[i].bytes;
         if (rc == OK)

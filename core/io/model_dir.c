@@ -1,13 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * model_dir: reading and publishing a model.
- *
- * Publishing, so that a reader at any moment finds a whole model and a power cut loses nothing: the weights go to a temporary
- * name beside their place, hashed on the way, synced, renamed; then model.json, which names them and holds their digest, the same
- * way and last. A weights file that an older model.json may still name is never overwritten with other bytes: the new one then
- * gets part of its digest into its name.
- *
- * Reading: model.json, then the file it names. Between the two a writer may have published again and a cleaner removed the old
+ * model_dir: reading a model: model.json, then the file it names. Between the two a writer may have published again and a cleaner removed the old
  * weights; so when the file is gone or has another digest and model.json has changed meanwhile, the reader begins again.
  */
 #include "core/io/model_dir.h"
@@ -24,14 +17,14 @@
 #define MAX_WEIGHTS ((size_t)64 << 30)
 #define ATTEMPTS 3
 
-static void to_hex(char hex[DIGEST_HEX], const unsigned char *sha) {
+void digest_print(char hex[DIGEST_HEX], const unsigned char sha[32]) {
     for (size_t i = 0; i < 32; i++) snprintf(hex + 2 * i, 3, "%02x", sha[i]);
 }
 
 int digest_hex(char hex[DIGEST_HEX], const void *bytes, size_t n) {
     unsigned char sha[EVP_MAX_MD_SIZE];
     if (EVP_Digest(bytes, n, sha, NULL, EVP_sha256(), NULL) != 1) return E_NOMEM;
-    to_hex(hex, sha);
+    digest_print(hex, sha);
     return OK;
 }
 
@@ -121,101 +114,4 @@ void model_dir_close(struct model_dir *m) {
     owner_free(m->weights_owner);
     model_desc_deinit(&m->desc);
     *m = (struct model_dir){0};
-}
-
-// --- writing
-
-struct hashed { // a file and the digest of what went into it
-    struct file_out out;
-    EVP_MD_CTX *sha;
-};
-
-static int hashed_sink(void *ctx, const void *bytes, size_t n, struct err *e) {
-    struct hashed *h = ctx;
-    if (EVP_DigestUpdate(h->sha, bytes, n) != 1) return err_set(e, E_NOMEM, "cannot hash the weights");
-    return file_out_write(&h->out, bytes, n, e);
-}
-
-static int finish_hash(struct hashed *h, char hex[DIGEST_HEX], struct err *e) {
-    unsigned char sha[EVP_MAX_MD_SIZE];
-    if (EVP_DigestFinal_ex(h->sha, sha, NULL) != 1) return err_set(e, E_NOMEM, "cannot hash the weights");
-    to_hex(hex, sha);
-    return OK;
-}
-
-// weights-00009034.safetensors, or with part of the digest where that name already holds other bytes.
-static int choose_name(struct model_desc *d, const char *dir, struct err *e) {
-    void *old = NULL;
-    size_t n;
-    char hex[DIGEST_HEX] = "";
-    struct err ignored = {0};
-    snprintf(d->weights_file, sizeof d->weights_file, "weights-%08lld.safetensors", (long long)d->step);
-    char *path = path_of(dir, d->weights_file, e);
-    if (!path) return E_NOMEM;
-    int rc = file_read(&old, &n, path, MAX_WEIGHTS, &ignored);
-    if (rc == OK) digest_hex(hex, old, n);
-    mem_free(old);
-    mem_free(path);
-    if (rc != E_NOTFOUND && strcmp(hex, d->weights_sha256) != 0)
-        snprintf(d->weights_file, sizeof d->weights_file, "weights-%08lld-%.8s.safetensors", (long long)d->step,
-                 d->weights_sha256);
-    return OK;
-}
-
-static int commit_weights(struct hashed *h, const char *dir, struct model_desc *d, struct err *e) {
-    int rc = finish_hash(h, d->weights_sha256, e);
-    if (rc == OK) rc = choose_name(d, dir, e);
-    char *path = rc == OK ? path_of(dir, d->weights_file, e) : NULL;
-    if (path) rc = file_out_commit(&h->out, path, e);
-    else {
-        file_out_abort(&h->out);
-        if (rc == OK) rc = E_NOMEM;
-    }
-    mem_free(path);
-    return rc;
-}
-
-static int write_weights(const char *dir, struct model_desc *d, const struct tensor_table *table, struct err *e) {
-    struct hashed h = {.sha = EVP_MD_CTX_new()};
-    struct meta_pair meta[] = {{(char *)"format", (char *)"pt"}, {(char *)"family", d->family}};
-    char *path = path_of(dir, "weights", e);
-    int rc = path && h.sha && EVP_DigestInit_ex(h.sha, EVP_sha256(), NULL) == 1
-                 ? OK
-                 : err_set(e, E_NOMEM, "no memory to write %s", dir);
-    if (rc == OK) rc = file_out_open(&h.out, path, e);
-    if (rc == OK) {
-        rc = safetensors_write(table, meta, 2, hashed_sink, &h, e);
-        if (rc == OK) rc = commit_weights(&h, dir, d, e);
-        else file_out_abort(&h.out);
-    }
-    EVP_MD_CTX_free(h.sha);
-    mem_free(path);
-    return rc;
-}
-
-// A desc that model_desc_parse would refuse must not be published: dump it once with a stand-in for the weights, and parse that.
-static int check_desc(struct model_desc *d, struct err *e) {
-    struct model_desc again;
-    snprintf(d->weights_file, sizeof d->weights_file, "weights.safetensors");
-    memset(d->weights_sha256, '0', 64);
-    d->weights_sha256[64] = 0;
-    char *text = model_desc_dump(d, e);
-    int rc = text ? model_desc_parse(&again, text, strlen(text), e) : E_NOMEM;
-    if (rc == OK) model_desc_deinit(&again);
-    mem_free(text);
-    return rc;
-}
-
-int model_dir_write(const char *dir, struct model_desc *d, const struct tensor_table *table, struct err *e) {
-    int rc = check_desc(d, e);
-    if (rc == OK) rc = arch_match(&d->arch, table, e);
-    for (int i = 0; rc == OK && i < table->n; i++) rc = tensor_check_finite(&table->tensors[i], e);
-    if (rc == OK) rc = file_make_dir(dir, e);
-    if (rc == OK) rc = write_weights(dir, d, table, e);
-    if (rc != OK) return rc;
-    char *path = path_of(dir, "model.json", e), *text = path ? model_desc_dump(d, e) : NULL;
-    rc = text ? file_write(path, text, strlen(text), e) : E_NOMEM;
-    mem_free(text);
-    mem_free(path);
-    return rc;
 }

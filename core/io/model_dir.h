@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * model_dir: a model directory, and the model.json in it.
+ * model_dir: a model directory, and the model.json in it; model_publish.h writes one.
  *
  * model.json is the one file whose change means "there is a new version"; its SHA-256 is the version's digest and it holds the SHA-256
  * of the weights. Files are read, not mapped, and the bytes that were hashed are the bytes used. Format:
@@ -74,6 +74,7 @@ struct model_desc {
 
 #define DIGEST_HEX 65
 int digest_hex(char hex[DIGEST_HEX], const void *bytes, size_t n); // SHA-256, lower-case hex
+void digest_print(char hex[DIGEST_HEX], const unsigned char sha[32]);
 
 // Parses and checks model.json's text. On failure nothing is left to free. err.param is the JSON field ("architecture.depth").
 int model_desc_parse(struct model_desc *, const char *json, size_t len, struct err *);
@@ -101,8 +102,5 @@ int model_dir_desc(struct model_desc *, char digest[DIGEST_HEX], const char *dir
 // is left but the digest of the model.json that failed ("": it could not be read).
 int model_dir_open(struct model_dir *, const char *dir, struct err *);
 void model_dir_close(struct model_dir *);
-// Writes weights then model.json (temporary name, fsync, rename). dir is made if absent. desc's weights_file and sha256 are filled in.
-// E_NONFINITE for weights that no daemon would load.
-int model_dir_write(const char *dir, struct model_desc *, const struct tensor_table *, struct err *);
 
 #endif

@@ -11,6 +11,7 @@
 #include "core/io/checkpoint.h"
 #include "core/io/file.h"
 #include "core/io/import.h"
+#include "core/io/model_publish.h"
 #include "core/io/png.h"
 #include "tests/test.h"
 
@@ -87,7 +88,7 @@ static int publish(struct err *e) { // import, convert, write, open
     rc = import_describe(&d, facts, &n, &c, &flags, e);
     if (rc == OK) rc = model_desc_labels(&d, "a,b\nc\nd\ne\nf\ng\nh\ni\nj\nk", 21, e);
     if (rc == OK && (rc = import_convert(&it, &c.table, DT_F16, e)) == OK) {
-        rc = model_dir_write(dir, &d, &it.table, e);
+        rc = model_publish(dir, &d, &it.table, e);
         import_free(&it);
     }
     model_desc_deinit(&d);

@@ -6,6 +6,7 @@
 
 #include "core/base/mem.h"
 #include "core/io/file.h"
+#include "core/io/model_publish.h"
 #include "core/io/safetensors.h"
 #include "tests/test.h"
 
@@ -158,7 +159,7 @@ void fixture_model(const struct tiny *tiny) {
         write_vae(path, tiny, d.latent.vae_sha256);
         if (tiny->vae_sha256) strcpy(d.latent.vae_sha256, tiny->vae_sha256);
     }
-    CHECK_OK(model_dir_write(path, &d, &w.table, &e), &e);
+    CHECK_OK(model_publish(path, &d, &w.table, &e), &e);
     for (int i = 0; i < w.table.n; i++) {
         mem_free((void *)w.t[i].name);
         mem_free((void *)w.t[i].data);

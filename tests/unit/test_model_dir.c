@@ -6,6 +6,7 @@
 #include "core/base/mem.h"
 #include "core/io/checkpoint.h"
 #include "core/io/file.h"
+#include "core/io/model_publish.h"
 #include "tests/test.h"
 
 static char dir[64];
@@ -136,7 +137,7 @@ TEST(model_dir_round_trip) {
     struct err e = {0};
     tiny(&c, &d);
     const char *at = temp_dir();
-    CHECK_OK(model_dir_write(at, &d, &c.table, &e), &e);
+    CHECK_OK(model_publish(at, &d, &c.table, &e), &e);
     CHECK_STR(d.weights_file, "weights-00000007.safetensors");
     CHECK_OK(model_dir_open(&m, at, &e), &e);
     CHECK_STR(m.desc.family, "sit");
@@ -162,14 +163,14 @@ TEST(model_dir_same_step_other_bytes) {
     char old_file[256];
     tiny(&c, &d);
     const char *at = temp_dir();
-    CHECK_OK(model_dir_write(at, &d, &c.table, &e), &e);
+    CHECK_OK(model_publish(at, &d, &c.table, &e), &e);
     snprintf(old_file, sizeof old_file, "%s", d.weights_file);
-    CHECK_OK(model_dir_write(at, &d, &c.table, &e), &e);
+    CHECK_OK(model_publish(at, &d, &c.table, &e), &e);
     CHECK_STR(d.weights_file, old_file); // the same bytes: the same name
     float *changed = mem_dup(c.table.tensors[0].data, c.table.tensors[0].bytes);
     changed[0] += 1;
     c.table.tensors[0].data = changed;
-    CHECK_OK(model_dir_write(at, &d, &c.table, &e), &e);
+    CHECK_OK(model_publish(at, &d, &c.table, &e), &e);
     CHECK(strcmp(d.weights_file, old_file) != 0);
     CHECK_OK(model_dir_open(&first, at, &e), &e);
     model_dir_close(&first);
@@ -186,7 +187,7 @@ TEST(model_dir_wrong_digest) {
     char path[512];
     tiny(&c, &d);
     const char *at = temp_dir();
-    CHECK_OK(model_dir_write(at, &d, &c.table, &e), &e);
+    CHECK_OK(model_publish(at, &d, &c.table, &e), &e);
     snprintf(path, sizeof path, "%s/%s", at, d.weights_file);
     void *bytes;
     size_t n;
@@ -214,7 +215,7 @@ TEST(model_dir_refuses_what_it_could_not_read) {
     tiny(&c, &d);
     const char *at = temp_dir();
     snprintf(d.path, sizeof d.path, "spline");
-    CHECK(model_dir_write(at, &d, &c.table, &e) == E_UNSUPPORTED);
+    CHECK(model_publish(at, &d, &c.table, &e) == E_UNSUPPORTED);
     CHECK_STR(e.param, "path");
     CHECK(rmdir(at) == 0); // nothing was written
     checkpoint_close(&c);
@@ -290,7 +291,7 @@ TEST(model_dir_refuses_infinite_weights) {
         tiny(&c, &d);
         ((struct tensor *)tensor_find(&c.table, "blocks.0.attn.proj.bias"))->data = row;
         const char *at = temp_dir();
-        CHECK(model_dir_write(at, &d, &c.table, &e) == E_NONFINITE);
+        CHECK(model_publish(at, &d, &c.table, &e) == E_NONFINITE);
         CHECK_STR(e.param, "blocks.0.attn.proj.bias");
         snprintf(path, sizeof path, "%s/model.json", at);
         CHECK(access(path, F_OK) != 0);
