@@ -21,6 +21,7 @@ int kern_cuda_open(struct kern *, const struct kern_config *); // the same
 // Checks that every back end makes alike. 0 or a status with k->why set.
 int kern_check_linear(struct kern *, const struct kern_linear_spec *);
 int kern_check_attention(struct kern *, int T, int H, int D);
+int kern_check_cross(struct kern *, int T, int S, int H, int D);
 int kern_check_conv(struct kern *, const struct kern_conv_spec *);
 int kern_check_wide(struct kern *, int T, int C);
 void kern_conv_out(const struct kern_conv_spec *, int *height, int *width); // size of the output

@@ -85,3 +85,9 @@ int kern_check_attention(struct kern *k, int T, int H, int D) {
         return kern_fail(k, KERN_EUNSUPPORTED, "%d heads of dimension %d (a multiple of 8 up to 128)", H, D);
     return KERN_OK;
 }
+
+int kern_check_cross(struct kern *k, int T, int S, int H, int D) {
+    if (S < 1 || S > KERN_CROSS_KEYS)
+        return kern_fail(k, KERN_EUNSUPPORTED, "cross-attention to %d keys (1 to %d)", S, KERN_CROSS_KEYS);
+    return kern_check_attention(k, T, H, D);
+}

@@ -124,13 +124,14 @@ struct kern_wide;            // attention of one wide head over one picture's pi
  * Training. dNAME is the gradient of the loss with respect to NAME: of NAME's type and shape, but gradients of the residual stream and of
  * parameters are always float32. "+=" outputs are added to, all others are written. Sums run in an order that depends on sizes only.
  *
- * kern_mix: a noised image. x0 = Z(seed, image, draw) (as row_update's), xt = a1*x1 + a0*x0.
+ * kern_mix: a noised image. x0 = Z(seed, image, draw) (as row_update's), xt = fmaf(a0, x0, a1*x1).
  * kern_loss: one image's loss over the first `numel` floats of its network output:
  *   residual e = c_out*out + c1*x1 + c0*x0,  loss[0] = weight*mean(e^2),  dout = grad*weight*2*c_out*e/numel
  * hybrid: out holds 2*numel floats; the second half v are the learned-range variance's logits (Nichol and Dhariwal 2021) and
  *   f = (v + 1)/2, lv = log_lo + f*log_span, x1hat = recip*xt - recip_m1*out, d = posterior*(x1 - x1hat)
  *   loss[1] = mean KL(N(., exp(lv_true)) || N(., exp(lv))) in bits, means d apart;   first: instead the decoder's negative log-likelihood in bits of x1
  *   on 256 levels under N(x1 - d, exp(lv)), tanh approximation of the normal CDF as DiT's code. Its gradient reaches v only (x1hat is held).
+ * kern_adamw: torch.optim.AdamW's update (Loshchilov and Hutter 2019), element by element as kernels/adamw.h computes it: the same bits everywhere.
  */
 struct kern_mix { uint64_t seed; uint32_t image, draw; float a1, a0; };
 struct kern_loss {
@@ -139,12 +140,12 @@ struct kern_loss {
     float log_lo, log_span, lv_true, recip, recip_m1, posterior;
 };
 #define KERN_MAX_EMA 4
-struct kern_adamw { // torch.optim.AdamW's update (Loshchilov and Hutter 2019), step counted from 1
-    float lr, beta1, beta2, eps, decay;
-    float bias1, bias2;          // 1 - beta^step
-    float grad_scale, max_norm;  // g is multiplied by grad_scale; then by min(1, max_norm/(norm + 1e-6)) unless max_norm is 0
+struct kern_adamw { // doubles, as 1 - 0.9999 in float32 is 2e-4 off
+    double lr, beta1, beta2, eps, decay;
+    double bias1, bias2;         // 1 - beta^step, step counted from 1
+    double grad_scale, max_norm; // g is multiplied by grad_scale; then by min(1, max_norm/(norm + 1e-6)) unless max_norm is 0
     int n_ema;
-    float ema[KERN_MAX_EMA];     // decays: e = decay*e + (1 - decay)*p, with the new p
+    double ema[KERN_MAX_EMA];    // decays: e = decay*e + (1 - decay)*p, with the new p
 };
 
 typedef int kern_rows_fn(struct kern *lane, void *ctx, int r0, int n, int s0);
@@ -204,12 +205,13 @@ struct kern {
     int (*condition)(struct kern *, float *silu_c, const float *temb, const float *table, const int32_t *y, int R, int C, float *save_c);
 
     /* blocks. mod vectors (shift, scale, gate) are float32, row r's at ptr + r*ld, C long */
-    // y (act) [R, T, C] = LN(x)*(1 + scale) + shift, x (stream); LN without affine, biased variance. save_mean, save_rstd [R, T]
+    // y (act) [R, T, C] = LN(x)*(1 + scale) + shift, x (stream); LN without affine, biased variance. save_xhat (act) [R, T, C]: LN(x);
+    // save_rstd [R, T]: 1/sqrt(variance + eps)
     int (*norm_modulate)(struct kern *, void *y, const void *x, const float *shift, const float *scale, int ld,
-                         int R, int T, int C, float eps, float *save_mean, float *save_rstd);
+                         int R, int T, int C, float eps, void *save_xhat, float *save_rstd);
     // x += gate*h (h act), then, unless y is NULL, y = LN(x)*(1 + scale) + shift as above
     int (*gate_norm)(struct kern *, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale, int ld,
-                     int R, int T, int C, float eps, float *save_mean, float *save_rstd);
+                     int R, int T, int C, float eps, void *save_xhat, float *save_rstd);
     // o (act) [R, T, H*D] from qkv (act) [R, T, 3*H*D]: q, k, v blocks, each head-major; softmax(q k^T / sqrt(D)) v. save_lse [R, H, T]
     int (*attention)(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);
 
@@ -249,12 +251,13 @@ struct kern {
      */
     int (*zero)(struct kern *, void *dst, size_t bytes);
     int (*copy)(struct kern *, void *dst, const void *src, size_t bytes); // between buffers; on a lane too
-    // A layer whose weights change: w [out, in] and b [out] are float32 buffers (spec.w_store KERN_F32), the caller's, that outlive the layer. After
-    // they changed, and once before the first use, linear_refresh. linear and linear_free serve these layers too.
+    // A layer whose weights change: w [out, in] and b [out] (may be NULL) are float32 buffers (spec.w_store KERN_F32), the caller's, that outlive
+    // the layer. After they changed, and once before the first use, linear_refresh. linear and linear_free serve these layers too.
     int (*linear_wrap)(struct kern *, const struct kern_linear_spec *, const float *w, const float *b, struct kern_linear **);
     int (*linear_refresh)(struct kern *, struct kern_linear *);
-    // dy: of the value before the layer's own activation. dx (nullable) = dy w, times before'(x_pre) where x = before(x_pre) (before KERN_NONE: x_pre is
-    // not read). dw [out, in] += dy^T x, db [out] += sums of dy over lines. Padding lines of vectors: dy is 0, x finite.
+    // Of linear_wrap's layers. dy: of the value before the layer's own activation. dx (nullable) = dy w, times before'(x_pre) where
+    // x = before(x_pre), x_pre of x's type (before KERN_NONE: x_pre is not read). dw [out, in] += dy^T x, db [out] (nullable) += sums of dy over
+    // lines. Padding lines of vectors: dy is 0, x finite. Products take their factors as the forward pass does, rounded to k->act or not.
     int (*linear_backward)(struct kern *, const struct kern_linear *, void *dx, float *dw, float *db, const void *dy, const void *x,
                            enum kern_act before, const void *x_pre, int units);
     // of gate_norm and, with h, dh, gate and dgate NULL, of norm_modulate. dx [R, T, C]: in, the gradient of x as later ops see it; out, plus what
@@ -270,12 +273,13 @@ struct kern {
                                     int T, int S, int H, int D);
     int (*take_token)(struct kern *, float *v, const float *dx, int R, int T, int C, int at); // v [R, C]: line `at` of each row
     int (*condition_backward)(struct kern *, float *dtable, const float *dc, const int32_t *y, int R, int C); // dtable[y[r]] += dc[r]; y < 0: none
-    int (*unpatchify_backward)(struct kern *, float *dtok, const float *dimg, int R, int Cout, int I, int P); // all channels kept
+    int (*unpatchify_backward)(struct kern *, float *dtok, const float *dimg, int R, int Cout, int keep, int I, int P); // channels from keep on: 0
     int (*mix)(struct kern *, float *xt, float *x0, const float *x1, size_t numel, const struct kern_mix *, int R);     // descriptors: host memory
     int (*loss)(struct kern *, float *dout, float *loss, const float *out, size_t out_ld, const float *x1, const float *x0, const float *xt,
-                size_t numel, const struct kern_loss *, int R); // loss [R, 2] and dout (as out) are buffers
+                size_t numel, const struct kern_loss *, int R); // loss [R, 2] and dout are buffers; lines of dout are out_ld long, 0 behind what counts
     int (*sum_squares)(struct kern *, double *sum, const float *x, size_t n); // sum: a buffer of one, written
-    // p, m, v, e[i], g [n]. norm2 (a buffer, nullable without max_norm): the sum of squares of grad_scale*g. moved2 (a buffer, nullable): of p's change
+    // p, m, v, e[i], g [n]. norm2 (a buffer, nullable without max_norm): the sum of squares of g, so norm = grad_scale*sqrt(norm2). moved2 (a
+    // buffer of one, nullable), written: the sum of squares of p's change
     int (*adamw)(struct kern *, float *p, float *m, float *v, float *const e[], const float *g, size_t n, const struct kern_adamw *,
                  const double *norm2, double *moved2);
 

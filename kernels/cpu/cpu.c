@@ -212,6 +212,9 @@ int kern_cpu_open(struct kern *k, const struct kern_config *cfg) {
     k->linear_new = cpu_linear_new;
     k->linear_free = cpu_linear_free;
     k->linear = cpu_linear;
+    k->linear_wrap = cpu_linear_wrap;
+    k->linear_refresh = cpu_linear_refresh;
+    k->linear_backward = cpu_linear_backward;
     cpu_ops_fill(k, cpu);
     cpu_picture_fill(k, cpu);
     describe(k, cpu);

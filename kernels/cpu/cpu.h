@@ -57,14 +57,20 @@ int cpu_reserve(struct kern *k, size_t bytes);
 /* linear.c; vectors.c does the layers that cpu_vectors_suit */
 struct cpu_layer { // every layer begins so
     struct kern_linear_spec spec;
-    bool own; // of vectors.c
+    bool own;           // of vectors.c
+    const float *w, *b; // of linear_wrap: the caller's; else w is NULL
 };
 bool cpu_vectors_suit(struct kern *, const struct kern_linear_spec *);
 int cpu_vectors_new(struct kern *, const struct kern_linear_spec *, const void *w, const float *b, struct kern_linear **);
+int cpu_vectors_load(struct kern *, struct cpu_layer *, const void *w, const float *b); // packs the weights
 void cpu_vectors_free(struct cpu_layer *);
 int cpu_vectors(struct kern *, const struct cpu_layer *, void *y, const void *x, int units, void *save_pre);
 int cpu_linear_new(struct kern *, const struct kern_linear_spec *, const void *w, const float *b, struct kern_linear **);
 void cpu_linear_free(struct kern *, struct kern_linear *);
+int cpu_linear_wrap(struct kern *, const struct kern_linear_spec *, const float *w, const float *b, struct kern_linear **);
+int cpu_linear_refresh(struct kern *, struct kern_linear *);
+int cpu_linear_backward(struct kern *, const struct kern_linear *, void *dx, float *dw, float *db, const void *dy, const void *x,
+                        enum kern_act before, const void *x_pre, int units);
 int cpu_linear(struct kern *, const struct kern_linear *, void *y, const void *x, int units, void *save_pre);
 
 /* ops.c: the rest, over the vector code. Sets the entries that cpu->simd has code for. */

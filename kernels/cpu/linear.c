@@ -22,12 +22,12 @@
 #include "kernels/cpu/simd.h"
 #include "kernels/ref/ref.h"
 
-enum { SRC, DST, BIAS, PAD, OPERANDS }; // a lane's memory objects; PAD is oneDNN's scratchpad
+enum { SRC, DST, BIAS, PAD, PLAIN, REORDER_PAD, OPERANDS }; // a lane's memory objects; PAD is oneDNN's scratchpad
 
 struct part { // panels of one width: all but the last, or the last
     int width;
     dnnl_primitive_t product, reorder;
-    dnnl_memory_desc_t weights, plain, reorder_pad;
+    dnnl_memory_desc_t weights;
     dnnl_memory_t (*operands)[OPERANDS]; // [lanes]
 };
 
@@ -40,6 +40,7 @@ struct shape {
     int panels, width;            // the last panel may be narrower
     struct part part[2];
     size_t converted_bytes, pre_bytes, pad_bytes; // of scratch, in this order
+    size_t reorder_bytes;                         // of scratch, while weights are loaded
 };
 
 struct cpu_linear {
@@ -78,13 +79,14 @@ static int panel_width(int out, int in) {
 /* ---- shapes ---- */
 
 // From a panel of float32 weights [width, in] to the layout and type that the product chose
-static dnnl_status_t part_reorder(struct part *p, const struct shape *s, dnnl_engine_t engine, dnnl_primitive_attr_t attr) {
+static dnnl_status_t part_reorder(struct part *p, const struct shape *s, dnnl_engine_t engine, dnnl_primitive_attr_t attr,
+                                  dnnl_memory_desc_t d[OPERANDS]) {
     dnnl_dims_t dims = {s->in, p->width}, strides = {1, s->in};
     dnnl_primitive_desc_t pd = NULL;
-    dnnl_status_t st = dnnl_memory_desc_init_by_strides(&p->plain, 2, dims, dnnl_f32, strides);
-    if (st == dnnl_success) st = dnnl_reorder_primitive_desc_create(&pd, &p->plain, engine, &p->weights, engine, attr);
+    dnnl_status_t st = dnnl_memory_desc_init_by_strides(&d[PLAIN], 2, dims, dnnl_f32, strides);
+    if (st == dnnl_success) st = dnnl_reorder_primitive_desc_create(&pd, &d[PLAIN], engine, &p->weights, engine, attr);
     if (st == dnnl_success) {
-        p->reorder_pad = *dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
+        d[REORDER_PAD] = *dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
         st = dnnl_primitive_create(&p->reorder, pd);
         dnnl_primitive_desc_destroy(pd);
     }
@@ -113,7 +115,7 @@ static int part_primitive(struct part *p, const struct shape *s, dnnl_engine_t e
         st = dnnl_primitive_create(&p->product, pd);
     }
     if (pd) dnnl_primitive_desc_destroy(pd);
-    if (st == dnnl_success) st = part_reorder(p, s, engine, attr);
+    if (st == dnnl_success) st = part_reorder(p, s, engine, attr, d);
     if (attr) dnnl_primitive_attr_destroy(attr);
     return st == dnnl_success         ? KERN_OK
            : st == dnnl_out_of_memory ? KERN_ENOMEM
@@ -130,8 +132,9 @@ static int part_init(struct part *p, struct shape *s, const struct cpu *cpu) {
     for (int i = 0; i < lanes; i++)
         for (int o = 0; o < OPERANDS; o++)
             if (dnnl_memory_create(&p->operands[i][o], &d[o], cpu->engine, DNNL_MEMORY_NONE) != dnnl_success) return KERN_ENOMEM;
-    size_t pad = dnnl_memory_desc_get_size(&d[PAD]);
+    size_t pad = dnnl_memory_desc_get_size(&d[PAD]), reorder_pad = dnnl_memory_desc_get_size(&d[REORDER_PAD]);
     if (pad > s->pad_bytes) s->pad_bytes = pad;
+    if (reorder_pad > s->reorder_bytes) s->reorder_bytes = reorder_pad;
     return KERN_OK;
 }
 
@@ -194,6 +197,7 @@ static int shape_get(struct kern *k, const struct kern_linear_spec *spec, struct
     int rc = part_init(&s->part[0], s, cpu);
     if (rc >= 0 && last != s->width) rc = part_init(&s->part[1], s, cpu);
     if (rc >= 0) rc = cpu_reserve(k, s->converted_bytes + s->pre_bytes + s->pad_bytes);
+    if (rc >= 0) rc = cpu_reserve(k, s->reorder_bytes);
     if (rc < 0) return shape_release(cpu, s), rc;
     s->next = cpu->shapes;
     cpu->shapes = s;
@@ -210,44 +214,53 @@ struct loading {
     const void *w;
 };
 
-// Task: one panel's weights, converted to float32 and then reordered
+// Task: one panel's weights, reordered; converted to float32 before that if they are not
 static int load_panel(struct lane *lane, int panel, void *arg) {
     struct loading *job = arg;
     struct cpu_linear *l = job->l;
     const struct part *p = panel_part(l->shape, panel);
-    dnnl_engine_t engine = lane->cpu->engine;
+    const dnnl_memory_t *o = p->operands[lane->id];
     size_t in = (size_t)l->layer.spec.in, first = (size_t)panel * (size_t)l->shape->width * in, count = (size_t)p->width * in;
-    size_t size = kern_alloc_size(dnnl_memory_desc_get_size(&p->weights));
-    dnnl_memory_t from = NULL, pad = NULL;
-    float *w = malloc(count * sizeof *w);
-    void *pad_bytes = aligned_alloc(64, kern_alloc_size(dnnl_memory_desc_get_size(&p->reorder_pad)));
-    l->blobs[panel] = aligned_alloc(64, size);
-    dnnl_status_t st = w && pad_bytes && l->blobs[panel] ? dnnl_success : dnnl_out_of_memory;
-    if (st == dnnl_success) {
-        memset(l->blobs[panel], 0, size);
-        for (size_t i = 0; i < count; i++) w[i] = kern_load(l->layer.spec.w_store, job->w, first + i);
-        st = dnnl_memory_create(&l->weights[panel], &p->weights, engine, l->blobs[panel]);
+    float *converted = NULL;
+    const float *w = (const float *)job->w + first;
+    if (l->layer.spec.w_store != KERN_F32) {
+        w = converted = malloc(count * sizeof *w);
+        for (size_t i = 0; w && i < count; i++) converted[i] = kern_load(l->layer.spec.w_store, job->w, first + i);
     }
-    if (st == dnnl_success) st = dnnl_memory_create(&from, &p->plain, engine, w);
-    if (st == dnnl_success) st = dnnl_memory_create(&pad, &p->reorder_pad, engine, pad_bytes);
-    dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, l->weights[panel]}, {DNNL_ARG_SCRATCHPAD, pad}};
+    dnnl_status_t st = w ? dnnl_success : dnnl_out_of_memory;
+    if (st == dnnl_success) st = dnnl_memory_set_data_handle(o[PLAIN], (void *)w);
+    if (st == dnnl_success) st = dnnl_memory_set_data_handle(o[REORDER_PAD], lane->scratch);
+    dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, o[PLAIN]}, {DNNL_ARG_TO, l->weights[panel]}, {DNNL_ARG_SCRATCHPAD, o[REORDER_PAD]}};
     if (st == dnnl_success) st = dnnl_primitive_execute(p->reorder, lane->stream, 3, args);
-    if (from) dnnl_memory_destroy(from);
-    if (pad) dnnl_memory_destroy(pad);
-    free(w);
-    free(pad_bytes);
+    free(converted);
     if (st == dnnl_success) return KERN_OK;
     return kern_fail(&lane->kern, st == dnnl_out_of_memory ? KERN_ENOMEM : KERN_EDEVICE, "oneDNN status %d", (int)st);
 }
 
+// At least CPU_WORTH_SHARING: the owner's thread, whose OpenMP may use many threads, never calls oneDNN's products itself
+static double shared(double work) { return work > CPU_WORTH_SHARING ? work : CPU_WORTH_SHARING; }
+
 static int load(struct kern *k, struct cpu_linear *l, const void *w, const float *b) {
-    size_t panels = (size_t)l->shape->panels, out = (size_t)l->layer.spec.out;
+    if (b) memcpy(l->bias, b, (size_t)l->layer.spec.out * sizeof(float));
+    return cpu_run(k, l->shape->panels, CPU_WORTH_SHARING, load_panel, &(struct loading){l, w});
+}
+
+// Memory for the weights
+static int make_room(struct cpu_linear *l, dnnl_engine_t engine) {
+    size_t panels = (size_t)l->shape->panels;
     l->weights = calloc(panels, sizeof(dnnl_memory_t));
     l->blobs = calloc(panels, sizeof(void *));
-    l->bias = calloc(out, sizeof(float));
+    l->bias = calloc((size_t)l->layer.spec.out, sizeof(float));
     if (!l->weights || !l->blobs || !l->bias) return KERN_ENOMEM;
-    if (b) memcpy(l->bias, b, out * sizeof(float));
-    return cpu_run(k, (int)panels, CPU_WORTH_SHARING, load_panel, &(struct loading){l, w});
+    for (int i = 0; i < l->shape->panels; i++) {
+        const dnnl_memory_desc_t *d = &panel_part(l->shape, i)->weights;
+        size_t size = kern_alloc_size(dnnl_memory_desc_get_size(d));
+        l->blobs[i] = aligned_alloc(64, size);
+        if (!l->blobs[i]) return KERN_ENOMEM;
+        memset(l->blobs[i], 0, size);
+        if (dnnl_memory_create(&l->weights[i], d, engine, l->blobs[i]) != dnnl_success) return KERN_ENOMEM;
+    }
+    return KERN_OK;
 }
 
 void cpu_linear_free(struct kern *k, struct kern_linear *opaque) {
@@ -276,6 +289,7 @@ int cpu_linear_new(struct kern *k, const struct kern_linear_spec *spec, const vo
     int was = cpu_omp_single(1); // primitives are made for the number of threads that this thread's OpenMP would use
     rc = shape_get(k, spec, &l->shape);
     cpu_omp_single(was);
+    if (rc >= 0) rc = make_room(l, LANE(k)->cpu->engine);
     if (rc >= 0) rc = load(k, l, w, b);
     if (rc >= 0) return *out = (struct kern_linear *)l, KERN_OK;
     cpu_linear_free(k, (struct kern_linear *)l);
@@ -283,6 +297,26 @@ int cpu_linear_new(struct kern *k, const struct kern_linear_spec *spec, const vo
                       : rc == KERN_EUNSUPPORTED ? "oneDNN does not support"
                                                 : "oneDNN failed to make";
     return kern_fail(k, rc, "%s a linear layer of %d x %d in units of %d", why, spec->out, spec->in, spec->unit);
+}
+
+int cpu_linear_wrap(struct kern *k, const struct kern_linear_spec *spec, const float *w, const float *b,
+                    struct kern_linear **out) {
+    int rc = cpu_linear_new(k, spec, w, b, out);
+    if (rc < 0) return rc;
+    ((struct cpu_layer *)*out)->w = w;
+    ((struct cpu_layer *)*out)->b = b;
+    return KERN_OK;
+}
+
+int cpu_linear_refresh(struct kern *k, struct kern_linear *opaque) {
+    struct cpu_layer *l = (struct cpu_layer *)opaque;
+    return l->own ? cpu_vectors_load(k, l, l->w, l->b) : load(k, (struct cpu_linear *)l, l->w, l->b);
+}
+
+int cpu_linear_backward(struct kern *k, const struct kern_linear *opaque, void *dx, float *dw, float *db, const void *dy,
+                        const void *x, enum kern_act before, const void *x_pre, int units) {
+    const struct cpu_layer *l = (const struct cpu_layer *)opaque;
+    return ref_linear_grads(k, &l->spec, l->w, dx, dw, db, dy, x, before, x_pre, units);
 }
 
 struct linear_call {
@@ -359,7 +393,6 @@ int cpu_linear(struct kern *k, const struct kern_linear *opaque, void *y, const 
     if (l->layer.own) return cpu_vectors(k, &l->layer, y, x, units, save_pre);
     struct linear_call c = {.l = l, .y = y, .x = x, .save_pre = save_pre};
     int chunks = units * (l->layer.spec.unit / l->shape->chunk);
-    // at least CPU_WORTH_SHARING: the owner's thread, whose OpenMP may use many threads, never calls oneDNN's products itself
     double work = 2.0 * units * l->layer.spec.unit * l->layer.spec.out * l->layer.spec.in;
-    return cpu_run(k, chunks * l->shape->panels, work > CPU_WORTH_SHARING ? work : CPU_WORTH_SHARING, linear_task, &c);
+    return cpu_run(k, chunks * l->shape->panels, shared(work), linear_task, &c);
 }

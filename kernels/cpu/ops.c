@@ -25,7 +25,7 @@ static int norm_task(struct lane *lane, int task, void *arg) {
     if (a.gate) a.gate += mod;
     if (a.shift) a.shift += mod;
     if (a.scale) a.scale += mod;
-    if (a.save_mean) a.save_mean += line;
+    if (a.save_xhat) a.save_xhat = (char *)a.save_xhat + at * es;
     if (a.save_rstd) a.save_rstd += line;
     lane->cpu->simd->norm(&a);
     return KERN_OK;
@@ -37,8 +37,8 @@ static int run_norm(struct kern *k, struct norm_call *c, int R) {
     return cpu_run(k, R * c->pieces, 16.0 * R * c->T * c->all.C, norm_task, c);
 }
 
-static int cpu_norm_modulate(struct kern *k, void *y, const void *x, const float *shift, const float *scale, int ld, int R,
-                             int T, int C, float eps, float *save_mean, float *save_rstd) {
+static int cpu_norm_modulate(struct kern *k, void *y, const void *x, const float *shift, const float *scale, int ld, int R, int T,
+                             int C, float eps, void *save_xhat, float *save_rstd) {
     struct norm_call c = {.ld = ld,
                           .T = T,
                           .all = {.y = y,
@@ -47,13 +47,13 @@ static int cpu_norm_modulate(struct kern *k, void *y, const void *x, const float
                                   .scale = scale,
                                   .C = C,
                                   .eps = eps, // x is only read
-                                  .save_mean = save_mean,
+                                  .save_xhat = save_xhat,
                                   .save_rstd = save_rstd}};
     return run_norm(k, &c, R);
 }
 
 static int cpu_gate_norm(struct kern *k, void *y, void *x, const void *h, const float *gate, const float *shift,
-                         const float *scale, int ld, int R, int T, int C, float eps, float *save_mean, float *save_rstd) {
+                         const float *scale, int ld, int R, int T, int C, float eps, void *save_xhat, float *save_rstd) {
     struct norm_call c = {.ld = ld,
                           .T = T,
                           .all = {.y = y,
@@ -64,7 +64,7 @@ static int cpu_gate_norm(struct kern *k, void *y, void *x, const void *h, const 
                                   .scale = scale,
                                   .C = C,
                                   .eps = eps,
-                                  .save_mean = save_mean,
+                                  .save_xhat = save_xhat,
                                   .save_rstd = save_rstd}};
     return run_norm(k, &c, R);
 }

@@ -14,7 +14,8 @@ struct simd_norm { // LN(x)*(1 + scale) + shift over lines of C; gate and h may 
     float *x; // only written with gate
     const void *h;
     const float *gate, *shift, *scale;
-    float *save_mean, *save_rstd;
+    void *save_xhat;
+    float *save_rstd;
     int lines, C;
     float eps;
 };

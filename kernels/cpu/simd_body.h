@@ -55,9 +55,10 @@ INLINE void norm_line(const struct simd_norm *a, size_t line, bool bf16, bool ga
         int n = i + W <= C ? W : tail;
         vf v = n == W ? v_load(x + i) : v_load_n(x + i, n), sc = n == W ? v_load(a->scale + i) : v_load_n(a->scale + i, n);
         vf sh = n == W ? v_load(a->shift + i) : v_load_n(a->shift + i, n);
-        act_store(bf16, a->y, at + i, V_FMA((v - mean) * rstd, 1.0f + sc, sh), n);
+        vf xhat = (v - mean) * rstd;
+        if (a->save_xhat) act_store(bf16, a->save_xhat, at + i, xhat, n);
+        act_store(bf16, a->y, at + i, V_FMA(xhat, 1.0f + sc, sh), n);
     }
-    if (a->save_mean) a->save_mean[line] = mean;
     if (a->save_rstd) a->save_rstd[line] = rstd;
 }
 
@@ -344,8 +345,8 @@ static void guided_piece(float *F, const struct kern_row_update *u, const float 
 }
 
 // Zs <- Z times what the network's second half of channels says of the noise's size
-static void learned_piece(float *Zs, const float *Z, const struct kern_row_update *u, const float *out, size_t ld, size_t e, size_t n,
-                          size_t plane) {
+static void learned_piece(float *Zs, const float *Z, const struct kern_row_update *u, const float *out, size_t ld, size_t e,
+                          size_t n, size_t plane) {
     float v[PIECE];
     guided_piece(v, u, out, ld, e, n, plane);
     for (size_t i = 0; i < n; i++) Zs[i] = Z[i] * kern_expf(fmaf(fmaf(0.5f, v[i], 0.5f), u->log_span, u->log_lo));

@@ -37,6 +37,12 @@ static int pack_task(struct lane *lane, int block, void *arg) {
     return KERN_OK;
 }
 
+int cpu_vectors_load(struct kern *k, struct cpu_layer *layer, const void *w, const float *b) {
+    struct vectors *l = (struct vectors *)layer;
+    if (b) memcpy(l->bias, b, (size_t)layer->spec.out * sizeof(float));
+    return cpu_run(k, l->blocks, (double)layer->spec.out * layer->spec.in, pack_task, &(struct packing){l, w});
+}
+
 void cpu_vectors_free(struct cpu_layer *layer) {
     struct vectors *l = (struct vectors *)layer;
     free(l->packed);
@@ -62,8 +68,7 @@ int cpu_vectors_new(struct kern *k, const struct kern_linear_spec *s, const void
     }
     l->layer = (struct cpu_layer){.spec = *s, .own = true};
     l->blocks = (int)blocks;
-    if (b) memcpy(l->bias, b, (size_t)s->out * sizeof(float));
-    int rc = cpu_run(k, l->blocks, (double)blocks * (double)block * s->in, pack_task, &(struct packing){l, w});
+    int rc = cpu_vectors_load(k, &l->layer, w, b);
     if (rc < 0) return cpu_vectors_free(&l->layer), rc;
     *out = (struct kern_linear *)l;
     return KERN_OK;

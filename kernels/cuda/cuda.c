@@ -34,7 +34,15 @@ static int no_conv(struct kern *k, const struct kern_conv_spec *spec, const floa
 static int no_wide(struct kern *k, int T, int C, struct kern_wide **out) {
     (void)T, (void)C;
     *out = NULL;
-    return kern_fail(k, KERN_EUNSUPPORTED, "the CUDA back end has no attention of wide heads yet: an autoencoder runs on cpu only");
+    return kern_fail(k, KERN_EUNSUPPORTED,
+                     "the CUDA back end has no attention of wide heads yet: an autoencoder runs on cpu only");
+}
+
+static int no_training(struct kern *k, const struct kern_linear_spec *spec, const float *w, const float *b,
+                       struct kern_linear **out) {
+    (void)spec, (void)w, (void)b;
+    *out = NULL;
+    return kern_fail(k, KERN_EUNSUPPORTED, "the CUDA back end does not train yet");
 }
 
 int kern_cuda_open(struct kern *k, const struct kern_config *cfg) {
@@ -47,6 +55,7 @@ int kern_cuda_open(struct kern *k, const struct kern_config *cfg) {
     if (!library) return kern_fail(k, KERN_EUNSUPPORTED, "the CUDA back end does not load: %s", dlerror());
     cuda_open_fn *open;
     *(void **)&open = dlsym(library, KERN_CUDA_ENTRY);
+    k->linear_wrap = no_training; // unless the library has its own; nothing learns without it
     int rc = open ? open(k, cfg, &host) : kern_fail(k, KERN_EUNSUPPORTED, "%s is not this program's", path);
     k->conv_new = no_conv;
     k->wide_new = no_wide;

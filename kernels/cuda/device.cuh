@@ -50,9 +50,9 @@ int cuda_timestep_embed(struct kern *, float *out, const float *t, int R, int F)
 int cuda_condition(struct kern *, float *silu_c, const float *temb, const float *table, const int32_t *y, int R, int C,
                    float *save_c);
 int cuda_norm_modulate(struct kern *, void *y, const void *x, const float *shift, const float *scale, int ld, int R, int T, int C,
-                       float eps, float *save_mean, float *save_rstd);
+                       float eps, void *save_xhat, float *save_rstd);
 int cuda_gate_norm(struct kern *, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale,
-                   int ld, int R, int T, int C, float eps, float *save_mean, float *save_rstd);
+                   int ld, int R, int T, int C, float eps, void *save_xhat, float *save_rstd);
 int cuda_attention(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);
 int cuda_attention_f32(struct kern *, float *o, const float *qkv, int R, int T, int H, int D, float *save_lse);
 int cuda_set_token(struct kern *, void *x, enum kern_dtype t, const float *v, int R, int T, int C, int at);

@@ -58,7 +58,8 @@ struct norm_args {
     const float *gate, *shift, *scale;
     int ld, T, C, tokens; // tokens a block
     float eps;
-    float *mean, *rstd;
+    void *xhat;
+    float *rstd;
 };
 
 template <typename A, typename X, int VEC, int NV, bool GATE>
@@ -109,10 +110,11 @@ __global__ void __launch_bounds__(WARPS * 32, 4) norm_kernel(const norm_args a) 
             __align__(16) float shift[VEC], scale[VEC], y[VEC];
             load<VEC>(shift, &vectors[0][(i * 32 + lane) * VEC]);
             load<VEC>(scale, &vectors[1][(i * 32 + lane) * VEC]);
-            for (int j = 0; j < VEC; j++) y[j] = fmaf((x[i][j] - mean) * rstd, scale[j], shift[j]);
+            for (int j = 0; j < VEC; j++) x[i][j] = (x[i][j] - mean) * rstd;
+            if (a.xhat) save<VEC>((A *)a.xhat + at + i * 32 * VEC, x[i]);
+            for (int j = 0; j < VEC; j++) y[j] = fmaf(x[i][j], scale[j], shift[j]);
             save<VEC>((A *)a.y + at + i * 32 * VEC, y);
         }
-        if (lane == 0 && a.mean) a.mean[token] = mean;
         if (lane == 0 && a.rstd) a.rstd[token] = rstd;
     }
 }
@@ -132,9 +134,11 @@ template <typename A, typename X> __global__ void __launch_bounds__(WARPS * 32) 
     const float mean = warp_sum(sum) / a.C;
     for (int i = lane; i < a.C; i += 32) squares = fmaf(load_f32(x + i) - mean, load_f32(x + i) - mean, squares);
     const float rstd = 1 / sqrtf(warp_sum(squares) / a.C + a.eps);
-    for (int i = lane; i < a.C; i += 32)
-        store_f32((A *)a.y + token * a.C + i, fmaf((load_f32(x + i) - mean) * rstd, 1 + a.scale[mod + i], a.shift[mod + i]));
-    if (lane == 0 && a.mean) a.mean[token] = mean;
+    for (int i = lane; i < a.C; i += 32) {
+        const float xhat = (load_f32(x + i) - mean) * rstd;
+        if (a.xhat) store_f32((A *)a.xhat + token * a.C + i, xhat);
+        store_f32((A *)a.y + token * a.C + i, fmaf(xhat, 1 + a.scale[mod + i], a.shift[mod + i]));
+    }
     if (lane == 0 && a.rstd) a.rstd[token] = rstd;
 }
 
@@ -196,7 +200,8 @@ template <typename A, typename X> static bool launch_width(const norm_args &a, d
 template <typename A, typename X> static int run(struct kern *k, norm_args a, int R) {
     const struct cuda *c = cuda_of(k);
     bool aligned =
-        a.ld % 4 == 0 && ((size_t)a.x | (size_t)a.y | (size_t)a.h | (size_t)a.gate | (size_t)a.shift | (size_t)a.scale) % 16 == 0;
+        a.ld % 4 == 0 && ((size_t)a.x | (size_t)a.y | (size_t)a.h | (size_t)a.gate | (size_t)a.shift | (size_t)a.scale |
+                                 (size_t)a.xhat) % 16 == 0;
     a.tokens = 32; // a block; fewer where there would not be enough blocks for the multiprocessors
     while (a.tokens > WARPS && (long)R * a.T / a.tokens < 8L * c->sms) a.tokens /= 2;
     if (R == 0) return KERN_OK;
@@ -212,7 +217,7 @@ static int run_any(struct kern *k, const norm_args &a, int R) {
 }
 
 int cuda_norm_modulate(struct kern *k, void *y, const void *x, const float *shift, const float *scale, int ld, int R, int T,
-                       int C, float eps, float *save_mean, float *save_rstd) {
+                       int C, float eps, void *save_xhat, float *save_rstd) {
     return run_any(k,
                    {.y = y,
                     .x = (void *)x,
@@ -222,13 +227,13 @@ int cuda_norm_modulate(struct kern *k, void *y, const void *x, const float *shif
                     .T = T,
                     .C = C,
                     .eps = eps,
-                    .mean = save_mean,
+                    .xhat = save_xhat,
                     .rstd = save_rstd},
                    R);
 }
 
 int cuda_gate_norm(struct kern *k, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale,
-                   int ld, int R, int T, int C, float eps, float *save_mean, float *save_rstd) {
+                   int ld, int R, int T, int C, float eps, void *save_xhat, float *save_rstd) {
     return run_any(k,
                    {.y = y,
                     .x = x,
@@ -240,7 +245,7 @@ int cuda_gate_norm(struct kern *k, void *y, void *x, const void *h, const float 
                     .T = T,
                     .C = C,
                     .eps = eps,
-                    .mean = save_mean,
+                    .xhat = save_xhat,
                     .rstd = save_rstd},
                    R);
 }

@@ -81,4 +81,19 @@ void kern_ref_fill(struct kern *k) {
     k->gather = ref_gather;
     k->row_update = ref_row_update;
     k->row_norm = ref_row_norm;
+
+    k->zero = ref_zero;
+    k->linear_wrap = ref_linear_wrap;
+    k->linear_refresh = ref_linear_refresh;
+    k->linear_backward = ref_linear_backward;
+    k->gate_norm_backward = ref_gate_norm_backward;
+    k->attention_backward = ref_attention_backward;
+    k->cross_attention_backward = ref_cross_attention_backward;
+    k->take_token = ref_take_token;
+    k->condition_backward = ref_condition_backward;
+    k->unpatchify_backward = ref_unpatchify_backward;
+    k->mix = ref_mix;
+    k->loss = ref_loss;
+    k->sum_squares = ref_sum_squares;
+    k->adamw = ref_adamw;
 }

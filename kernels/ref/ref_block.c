@@ -7,36 +7,37 @@
 
 // One token: y = LN(x)*(1 + scale) + shift
 static void norm_line(enum kern_dtype act, void *y, const float *x, const float *shift, const float *scale, size_t at, int C,
-                      float eps, float *save_mean, float *save_rstd) {
+                      float eps, void *save_xhat, float *save_rstd) {
     double sum = 0, squares = 0;
     for (int i = 0; i < C; i++) sum += (double)x[i];
     double mean = sum / C;
     for (int i = 0; i < C; i++) squares += ((double)x[i] - mean) * ((double)x[i] - mean);
     double rstd = 1 / sqrt(squares / C + (double)eps);
-    for (int i = 0; i < C; i++)
-        kern_store(act, y, at * (size_t)C + (size_t)i,
-                   (float)(((double)x[i] - mean) * rstd * (1 + (double)scale[i]) + (double)shift[i]));
-    if (save_mean) save_mean[at] = (float)mean;
+    for (int i = 0; i < C; i++) {
+        double xhat = ((double)x[i] - mean) * rstd;
+        if (save_xhat) kern_store(act, save_xhat, at * (size_t)C + (size_t)i, (float)xhat);
+        kern_store(act, y, at * (size_t)C + (size_t)i, (float)(xhat * (1 + (double)scale[i]) + (double)shift[i]));
+    }
     if (save_rstd) save_rstd[at] = (float)rstd;
 }
 
 int ref_norm_modulate(struct kern *k, void *y, const void *stream, const float *shift, const float *scale, int ld, int R, int T,
-                      int C, float eps, float *save_mean, float *save_rstd) {
+                      int C, float eps, void *save_xhat, float *save_rstd) {
     const float *x = stream;
     for (size_t i = 0; i < (size_t)R * (size_t)T; i++) {
         size_t m = i / (size_t)T * (size_t)ld;
-        norm_line(k->act, y, x + i * (size_t)C, shift + m, scale + m, i, C, eps, save_mean, save_rstd);
+        norm_line(k->act, y, x + i * (size_t)C, shift + m, scale + m, i, C, eps, save_xhat, save_rstd);
     }
     return KERN_OK;
 }
 
 int ref_gate_norm(struct kern *k, void *y, void *stream, const void *h, const float *gate, const float *shift, const float *scale,
-                  int ld, int R, int T, int C, float eps, float *save_mean, float *save_rstd) {
+                  int ld, int R, int T, int C, float eps, void *save_xhat, float *save_rstd) {
     for (size_t i = 0; i < (size_t)R * (size_t)T; i++) {
         size_t m = i / (size_t)T * (size_t)ld;
         float *xi = (float *)stream + i * (size_t)C;
         for (int j = 0; j < C; j++) xi[j] = fmaf(gate[m + (size_t)j], kern_load(k->act, h, i * (size_t)C + (size_t)j), xi[j]);
-        if (y) norm_line(k->act, y, xi, shift + m, scale + m, i, C, eps, save_mean, save_rstd);
+        if (y) norm_line(k->act, y, xi, shift + m, scale + m, i, C, eps, save_xhat, save_rstd);
     }
     return KERN_OK;
 }

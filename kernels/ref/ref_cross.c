@@ -31,9 +31,7 @@ static void attend(enum kern_dtype act, void *o, const void *q, size_t at, const
 }
 
 int ref_cross_attention(struct kern *k, void *o, const void *q, const float *kv, int ld, int R, int T, int S, int H, int D) {
-    if (S < 1 || S > KERN_CROSS_KEYS)
-        return kern_fail(k, KERN_EUNSUPPORTED, "cross-attention to %d keys (1 to %d)", S, KERN_CROSS_KEYS);
-    int rc = kern_check_attention(k, T, H, D);
+    int rc = kern_check_cross(k, T, S, H, D);
     if (rc < 0) return rc;
     size_t C = (size_t)H * (size_t)D;
     for (size_t i = 0; i < (size_t)R * (size_t)T; i++)

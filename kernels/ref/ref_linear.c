@@ -10,6 +10,7 @@ struct ref_linear { // what struct kern_linear is here
     enum kern_dtype mul; // the type that the product's factors are rounded to
     float *wt;           // [in, out]: transposed, so that the inner loop runs over outputs and keeps each sum in index order
     float *b;            // [out]
+    const float *w_live, *b_live; // of linear_wrap: the caller's
 };
 
 static float rounded(enum kern_dtype t, float v) { return t == KERN_BF16 ? kern_bf16_to_f32(kern_f32_to_bf16(v)) : v; }
@@ -46,6 +47,24 @@ int ref_linear_new(struct kern *k, const struct kern_linear_spec *s, const void 
     return KERN_OK;
 }
 
+int ref_linear_wrap(struct kern *k, const struct kern_linear_spec *s, const float *w, const float *b, struct kern_linear **out) {
+    int rc = ref_linear_new(k, s, w, b, out);
+    if (rc < 0) return rc;
+    ((struct ref_linear *)*out)->w_live = w;
+    ((struct ref_linear *)*out)->b_live = b;
+    return KERN_OK;
+}
+
+int ref_linear_refresh(struct kern *k, struct kern_linear *opaque) {
+    struct ref_linear *l = (struct ref_linear *)opaque;
+    size_t N = (size_t)l->spec.out, K = (size_t)l->spec.in;
+    (void)k;
+    for (size_t n = 0; n < N; n++)
+        for (size_t i = 0; i < K; i++) l->wt[i * N + n] = rounded(l->mul, l->w_live[n * K + i]);
+    if (l->b_live) memcpy(l->b, l->b_live, N * sizeof(float));
+    return KERN_OK;
+}
+
 double ref_activation(enum kern_act act, double u) {
     if (act == KERN_GELU_TANH) return 0.5 * u * (1 + tanh(0.79788456080286536 * (u + 0.044715 * u * u * u)));
     if (act == KERN_SILU) return u / (1 + exp(-u));
@@ -73,4 +92,77 @@ int ref_linear(struct kern *k, const struct kern_linear *opaque, void *y, const 
             }
         }
     return KERN_OK;
+}
+
+/* ---- backward ---- */
+
+enum { COLUMNS = 64 }; // outputs whose sums run side by side
+
+struct grads { // w [N, K]; element types of x and dy; mul: what factors are rounded to
+    enum kern_dtype xt, yt, mul;
+    const void *dy, *x;
+    const float *w;
+    size_t lines, N, K;
+};
+
+static double factor(const struct grads *g, enum kern_dtype t, const void *p, size_t i) {
+    return (double)rounded(g->mul, kern_load(t, p, i));
+}
+
+static void pass_down(const struct grads *g, void *dx, enum kern_act before, const void *x_pre) {
+    for (size_t m = 0; m < g->lines; m++)
+        for (size_t i0 = 0; i0 < g->K; i0 += COLUMNS) {
+            double acc[COLUMNS] = {0};
+            size_t nb = g->K - i0 < COLUMNS ? g->K - i0 : COLUMNS;
+            for (size_t n = 0; n < g->N; n++) {
+                double d = factor(g, g->yt, g->dy, m * g->N + n);
+                for (size_t j = 0; j < nb; j++) acc[j] += d * factor(g, KERN_F32, g->w, n * g->K + i0 + j);
+            }
+            for (size_t j = 0; j < nb; j++) {
+                size_t at = m * g->K + i0 + j;
+                double slope = before == KERN_NONE ? 1 : ref_slope(before, (double)kern_load(g->xt, x_pre, at));
+                kern_store(g->xt, dx, at, (float)(acc[j] * slope));
+            }
+        }
+}
+
+static void add_weights(const struct grads *g, float *dw) {
+    for (size_t n = 0; n < g->N; n++)
+        for (size_t i0 = 0; i0 < g->K; i0 += COLUMNS) {
+            double acc[COLUMNS] = {0};
+            size_t nb = g->K - i0 < COLUMNS ? g->K - i0 : COLUMNS;
+            for (size_t m = 0; m < g->lines; m++) {
+                double d = factor(g, g->yt, g->dy, m * g->N + n);
+                for (size_t j = 0; j < nb; j++) acc[j] += d * factor(g, g->xt, g->x, m * g->K + i0 + j);
+            }
+            for (size_t j = 0; j < nb; j++) dw[n * g->K + i0 + j] += (float)acc[j];
+        }
+}
+
+int ref_linear_grads(struct kern *k, const struct kern_linear_spec *s, const float *w, void *dx, float *dw, float *db,
+                     const void *dy, const void *x, enum kern_act before, const void *x_pre, int units) {
+    struct grads g = {.xt = s->x_f32 ? KERN_F32 : k->act,
+                      .yt = s->y_f32 ? KERN_F32 : k->act,
+                      .mul = s->x_f32 && s->y_f32 ? KERN_F32 : k->act,
+                      .dy = dy,
+                      .x = x,
+                      .w = w,
+                      .lines = (size_t)units * (size_t)s->unit,
+                      .N = (size_t)s->out,
+                      .K = (size_t)s->in};
+    if (!w) return kern_fail(k, KERN_EUNSUPPORTED, "a linear layer whose weights were copied does not learn");
+    if (dx) pass_down(&g, dx, before, x_pre);
+    add_weights(&g, dw);
+    for (size_t n = 0; db && n < g.N; n++) {
+        double sum = 0;
+        for (size_t m = 0; m < g.lines; m++) sum += (double)kern_load(g.yt, dy, m * g.N + n);
+        db[n] += (float)sum;
+    }
+    return KERN_OK;
+}
+
+int ref_linear_backward(struct kern *k, const struct kern_linear *opaque, void *dx, float *dw, float *db, const void *dy,
+                        const void *x, enum kern_act before, const void *x_pre, int units) {
+    const struct ref_linear *l = (const struct ref_linear *)opaque;
+    return ref_linear_grads(k, &l->spec, l->w_live, dx, dw, db, dy, x, before, x_pre, units);
 }

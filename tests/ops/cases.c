@@ -280,7 +280,7 @@ static int make(struct op_run *o, const int *id) {
     case OP_NORM:
     case OP_GATE_NORM:
         add(o, T * C, OUT | ACT, id), add(o, T * C, OUT | ROUGH, id), add(o, T * C, ACT, id), add(o, 3 * C, 0, id);
-        return c->save ? (add(o, T, OUT, id), add(o, T, OUT, id), 0) : 0;
+        return c->save ? (add(o, T * C, OUT | ACT, id), add(o, T, OUT, id), 0) : 0;
     case OP_ATTENTION:
         add(o, T * C, OUT | ACT, id), add(o, 3 * T * C, ACT, id);
         return c->save ? (add(o, T * (size_t)c->H, OUT, id), 0) : 0;
