@@ -274,6 +274,7 @@ static void answer_options(struct exchange *ex) {
 }
 
 static enum MHD_Result run(struct exchange *ex) {
+    ex->receive_ms = (double)(now_us() - ex->start_us) / 1000;
     if (ex->body.failed) http_error_set(&ex->error, 503, "out_of_memory", NULL, "no memory for the body");
     if (ex->error.status) http_answer_error(ex, &ex->error, ex->error.status == 503 ? 1000 : 0);
     else if (!strcmp(ex->method, "OPTIONS")) answer_options(ex);
@@ -323,6 +324,7 @@ static void log_exchange(const struct exchange *ex, int code, double total_ms) {
     if (ex->images) {
         f[n++] = log_str("model", ex->model);
         f[n++] = log_int("images", ex->images);
+        f[n++] = log_real("receive_ms", ex->receive_ms);
         f[n++] = log_real("queue_ms", ex->queue_ms);
         f[n++] = log_real("denoise_ms", ex->denoise_ms);
         f[n++] = log_real("decode_ms", ex->decode_ms);

@@ -43,7 +43,7 @@ struct exchange {
     int64_t start_us, deadline_ms;
     char model[64];
     int images;
-    double queue_ms, denoise_ms, decode_ms, encode_ms;
+    double receive_ms, queue_ms, denoise_ms, decode_ms, encode_ms; // receive: from the head to the body's last byte
 };
 
 struct conn { // one accepted socket

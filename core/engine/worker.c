@@ -23,6 +23,7 @@
 #include "core/engine/engine_int.h"
 
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "core/base/fault.h"
@@ -434,7 +435,9 @@ static void take_in(struct engine *g, const struct look *found) {
 void *worker_main(void *arg) {
     struct engine *g = arg;
     struct look found = {0};
-    if (g->options.nice && nice(g->options.nice) == -1) log_warn("worker keeps its priority", log_int("nice", g->options.nice));
+    // The reference computes on this very thread. Elsewhere the worker gives orders and hands out what is done, two thousandths of the processor time:
+    // niced among compute threads it would keep finished images back for milliseconds.
+    if (!strcmp(g->config.backend, "ref") && g->options.nice && nice(g->options.nice) == -1) log_warn("worker keeps its priority", log_int("nice", g->options.nice));
     while (found.stop != STOP_CLOSE) {
         look(g, &found);
         take_in(g, &found);

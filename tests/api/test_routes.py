@@ -109,7 +109,7 @@ def test_access_log(daemon):
     daemon.wait_until(lambda: daemon.logged("log-1"))
     (line,) = daemon.logged("log-1")
     assert line["route"] == "/v1/samples" and line["code"] == 200 and line["model"] == "tiny" and line["images"] == 1 and line["traceparent"] == trace
-    assert {"queue_ms", "denoise_ms", "decode_ms", "encode_ms", "total_ms"} <= set(line)
+    assert {"receive_ms", "queue_ms", "denoise_ms", "decode_ms", "encode_ms", "total_ms"} <= set(line)
     assert line["total_ms"] >= line["denoise_ms"] > 0
 
 
