@@ -172,6 +172,7 @@ struct kern {
 
     /* memory */
     int (*alloc)(struct kern *, size_t bytes, void **out); // zeroed, 64-byte aligned
+    size_t (*device_memory)(struct kern *); // free bytes now; NULL: buffers are host memory (kern_host_memory)
     void (*free)(struct kern *, void *);
     int (*upload)(struct kern *, void *dst, const void *host, size_t bytes);   // complete on return
     int (*download)(struct kern *, void *host, const void *src, size_t bytes); // complete on return, all earlier work done
@@ -300,6 +301,7 @@ struct kern {
 int kern_open(struct kern **out, const struct kern_config *, char *why, size_t why_size);
 void kern_close(struct kern *); // NULL is fine; all its buffers and layers must have been freed
 int kern_threads_allowed(void); // from affinity and the cgroup quota (v1 and v2), at least 1
+size_t kern_host_memory(void);  // bytes that this process can still have, from the kernel and the cgroup (v1 and v2)
 bool kern_cpu_has_bf16(void);   // whether the cpu back end runs KERN_BF16 here
 
 size_t kern_dtype_size(enum kern_dtype);

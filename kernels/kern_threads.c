@@ -3,9 +3,10 @@
  * kern_threads: how many threads this process may really run at once.
  *
  * The affinity mask says on which processors, the cgroup's quota for how much of the time: a container limited to two processors'
- * worth of time on a 64-core machine has all 64 in its mask, and 64 threads would be throttled for most of each period. A quota
- * binds all levels of the tree, so each ancestor of our group is asked, in version 2 (cpu.max) and in version 1 (cpu.cfs_*).
+ * worth of time on a 64-core machine has all 64 in its mask, and 64 threads would be throttled for most of each period.
+ * Version 2 says it in cpu.max, version 1 in cpu.cfs_*.
  */
+#include "kernels/cgroup.h"
 #include "kernels/kern.h"
 
 #include <sched.h>
@@ -21,52 +22,21 @@ static bool read_line(const char *path, char *line, int size) {
     return ok;
 }
 
-// Processors' worth of time that the group at root/path may use; 0: no limit there
-static double quota_at(const char *root, const char *path, bool v2) {
+// ctx: the least number of processors that some level may use; 0: no limit so far
+static void quota_at(void *ctx, const char *group, bool v2) {
     char file[640], line[64], period_line[64];
-    double quota = 0, period = 0;
-    snprintf(file, sizeof file, "%s%s/%s", root, path, v2 ? "cpu.max" : "cpu.cfs_quota_us");
-    if (!read_line(file, line, sizeof line)) return 0;
-    if (v2) return sscanf(line, "%lf %lf", &quota, &period) == 2 && period > 0 ? quota / period : 0; // "max 100000": no number
-    snprintf(file, sizeof file, "%s%s/cpu.cfs_period_us", root, path);
-    if (!read_line(file, period_line, sizeof period_line)) return 0;
-    quota = strtod(line, NULL); // -1: none
-    period = strtod(period_line, NULL);
-    return quota > 0 && period > 0 ? quota / period : 0;
-}
-
-static double least_quota(const char *root, char *path, bool v2, double least) {
-    for (;;) {
-        double q = quota_at(root, path, v2);
-        if (q > 0 && (least == 0 || q < least)) least = q;
-        char *slash = strrchr(path, '/');
-        if (!slash) return least;
-        *slash = 0; // the parent; "" is the root
+    double quota = 0, period = 0, *least = ctx;
+    snprintf(file, sizeof file, "%s/%s", group, v2 ? "cpu.max" : "cpu.cfs_quota_us");
+    if (!read_line(file, line, sizeof line)) return;
+    if (v2) {
+        if (sscanf(line, "%lf %lf", &quota, &period) != 2) return; // "max 100000": no number
+    } else {
+        snprintf(file, sizeof file, "%s/cpu.cfs_period_us", group);
+        if (!read_line(file, period_line, sizeof period_line)) return;
+        quota = strtod(line, NULL); // -1: none
+        period = strtod(period_line, NULL);
     }
-}
-
-// /proc/self/cgroup has lines "0::/path" (version 2) and "4:cpu,cpuacct:/path" (version 1)
-static double cgroup_quota(void) {
-    char line[512];
-    double least = 0;
-    FILE *f = fopen("/proc/self/cgroup", "re");
-    if (!f) return 0;
-    while (fgets(line, sizeof line, f)) {
-        line[strcspn(line, "\n")] = 0;
-        char *names = strchr(line, ':'), *path = names ? strchr(names + 1, ':') : NULL;
-        if (!path) continue;
-        *path++ = 0;
-        names++;
-        if (strcmp(path, "/") == 0) *path = 0;
-        if (!*names) {
-            least = least_quota("/sys/fs/cgroup", path, true, least);
-            continue;
-        }
-        for (char *save = NULL, *name = strtok_r(names, ",", &save); name; name = strtok_r(NULL, ",", &save))
-            if (strcmp(name, "cpu") == 0) least = least_quota("/sys/fs/cgroup/cpu", path, false, least);
-    }
-    fclose(f);
-    return least;
+    if (quota > 0 && period > 0 && (*least == 0 || quota / period < *least)) *least = quota / period;
 }
 
 int kern_threads_allowed(void) {
@@ -80,7 +50,8 @@ int kern_threads_allowed(void) {
         CPU_FREE(set);
         if (ok) break;
     }
-    double quota = cgroup_quota();
+    double quota = 0;
+    kern_cgroups("cpu", quota_at, &quota);
     if (quota > 0 && quota < n) n = (int)quota;
     return n < 1 ? 1 : n;
 }

@@ -10,7 +10,8 @@
 #define SITD_BASE_FAULT_H
 #include <stdbool.h>
 
-enum fault_kind { FAULT_ALLOC, FAULT_READ, FAULT_WRITE, FAULT_KERNEL, FAULT_THREAD, FAULT_KINDS };
+// FAULT_ROOM: there is no free memory for another version of a model.
+enum fault_kind { FAULT_ALLOC, FAULT_READ, FAULT_WRITE, FAULT_KERNEL, FAULT_THREAD, FAULT_ROOM, FAULT_KINDS };
 
 bool fault_hit(enum fault_kind kind);
 void fault_arm(enum fault_kind kind, long n, bool for_ever);

@@ -49,6 +49,7 @@ static int check_device(struct engine *g, const struct engine_options *o, struct
     if (rc) return err_param(e, E_DEVICE, "backend", "back end '%s': %s", o->backend, why);
     snprintf(g->device, sizeof g->device, "%s", k->device);
     snprintf(g->backend, sizeof g->backend, "%s", k->name);
+    g->on_host = !k->device_memory;
     kern_close(k);
     g->config = config; // without a niceness: its threads have the loader's, which makes them
     g->config.backend = g->backend;

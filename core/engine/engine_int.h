@@ -121,6 +121,7 @@ struct engine {
     struct engine_options options; // its strings are not kept
     struct kern_config config;     // of every back end handle; backend points to:
     char backend[16];
+    bool on_host; // its buffers are host memory
     struct sched_limits limits;
     char device[96];
     char *folder; // of model directories; NULL: the one entry is it
@@ -172,10 +173,15 @@ int served_check(const struct model_desc *, const struct vae_arch *vae, struct s
 struct source { // an open model directory
     const char *name;
     const struct engine_model *before; // that serves this name; NULL: none
+    size_t bytes;                      // device memory that must be free; 0: just try
     struct model_dir dir;
     struct vae_file vae;
     bool has_vae;
 };
+// Of device memory, without its VAE: four bytes a weight and the slots. What a version really takes, activations included, is in its facts.
+size_t served_estimate(const struct model_desc *, const struct sched_limits *);
+// E_NOMEM with a text that says how much is missing, unless so many bytes are free on the device (k; NULL: on the host).
+int served_room(struct kern *, size_t bytes, struct err *);
 // Opens the back end, builds the networks and slots and evaluates the first once. Takes from->dir.desc on success.
 int served_new(struct served **, const struct engine *, struct source *from, struct err *);
 void served_free(struct served *);

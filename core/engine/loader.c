@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/base/log.h"
@@ -49,12 +50,29 @@ static int hand_over(struct engine *g, struct entry *entry, struct served *s, st
     return load.status;
 }
 
+// Is there room for another version beside what serves? Asked before the first byte is read: who overdraws host memory is not
+// refused but killed. What is loaded at the start is not asked: it has nothing to lose.
+static int check_room(const struct engine *g, const struct entry *entry, struct source *from, struct err *e) {
+    struct model_desc d;
+    struct stat st = {0};
+    if (entry->state == ENTRY_LOADING || model_dir_desc(&d, from->dir.digest, entry->dir, NULL))
+        return OK; // model_dir_open says what is wrong
+    char *path = mem_printf("%s/%s", entry->dir, d.weights_file);
+    if (path && stat(path, &st)) st.st_size = 0;
+    mem_free(path);
+    from->bytes = served_estimate(&d, &g->limits);
+    if (from->before && from->before->device_bytes > from->bytes) from->bytes = from->before->device_bytes;
+    model_desc_deinit(&d);
+    return served_room(NULL, (size_t)st.st_size + (g->on_host ? from->bytes : 0), e);
+}
+
 // digest: of the model.json that was tried.
 static int load_version(struct engine *g, struct entry *entry, char digest[DIGEST_HEX], struct err *e) {
     struct source from = {.name = entry->name, .before = entry->current ? &entry->current->facts->model : NULL};
     struct served *s = NULL;
     struct sampler_model sampler;
-    int rc = model_dir_open(&from.dir, entry->dir, e);
+    int rc = check_room(g, entry, &from, e); // sets the digest too
+    if (!rc) rc = model_dir_open(&from.dir, entry->dir, e);
     strcpy(digest, from.dir.digest);
     if (rc) return err_set(e, rc, "it could not be opened");
     rc = open_vae(&from, entry->dir, e);

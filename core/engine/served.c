@@ -13,7 +13,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/base/fault.h"
 #include "core/base/mem.h"
+#include "core/io/checkpoint.h"
 #include "core/model/dit.h"
 
 void facts_unref(struct facts *f) {
@@ -166,6 +168,33 @@ static int open_kern(struct served *s, const struct kern_config *config, struct 
     return rc ? err_set(e, rc == KERN_ENOMEM ? E_NOMEM : E_DEVICE, "back end '%s': %s", config->backend, why) : OK;
 }
 
+size_t served_estimate(const struct model_desc *d, const struct sched_limits *limits) {
+    char name[64];
+    int64_t shape[TENSOR_MAX_DIMS];
+    size_t side = (size_t)d->arch.input_size;
+    size_t bytes = (size_t)limits->max_rows * KERN_COLS * (size_t)d->arch.in_channels * side * side * sizeof(float);
+    for (long i = 0, ndim; (ndim = arch_tensor(&d->arch, i, name, shape, NULL)); i++) {
+        size_t count = 1;
+        for (long k = 0; k < ndim; k++) count *= (size_t)shape[k];
+        bytes += count * sizeof(float);
+    }
+    return bytes;
+}
+
+#define SPARE ((size_t)64 << 20) // for everybody else
+
+int served_room(struct kern *k, size_t bytes, struct err *e) {
+    size_t there = fault_hit(FAULT_ROOM) ? 0 : k ? k->device_memory(k) : kern_host_memory();
+    if (there >= SPARE && there - SPARE >= bytes) return OK;
+    return err_set(e, E_NOMEM, "it needs about %zu MB of %s memory beside what is served; %zu MB are free, of which %zu stay so", bytes >> 20,
+                   k ? "device" : "host", there >> 20, SPARE >> 20);
+}
+
+// What it takes on a device with memory of its own is known to be there.
+static int check_device_room(const struct served *s, const struct engine *g, const struct source *from, struct err *e) {
+    return from->bytes && !g->on_host ? served_room(s->kern, from->bytes, e) : OK;
+}
+
 int served_new(struct served **out, const struct engine *g, struct source *from, struct err *e) {
     struct model_dir *dir = &from->dir;
     *out = NULL;
@@ -173,6 +202,7 @@ int served_new(struct served **out, const struct engine *g, struct source *from,
     if (!s) return err_set(e, E_NOMEM, "no memory for a model");
     int rc = make_facts(s, from, e), slots = g->limits.max_rows;
     if (!rc) rc = open_kern(s, &g->config, e);
+    if (!rc) rc = check_device_room(s, g, from, e);
     if (!rc) rc = sched_new(&s->sched, &g->limits, e);
     if (!rc) rc = runner_new(&s->runner, s->kern, &dir->desc.arch, dir->weights, slots, g->limits.max_rows, e);
     if (!rc) rc = make_slots(s, slots, e);

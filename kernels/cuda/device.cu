@@ -62,6 +62,11 @@ static void cuda_free(struct kern *k, void *p) {
     cudaFree(p);
 }
 
+static size_t cuda_device_memory(struct kern *k) {
+    size_t bytes = 0, total;
+    return cuda_check(k, cudaMemGetInfo(&bytes, &total), "asking for free memory") == KERN_OK ? bytes : 0;
+}
+
 // A place in the ring for bytes <= RING_BYTES. Entering a half waits for the work that was queued when that half was last left.
 static int ring_place(struct kern *k, size_t bytes, size_t *place) {
     struct cuda *c = cuda_of(k);
@@ -210,6 +215,7 @@ static int open_parts(struct kern *k, struct cuda *c) {
 
 static void fill(struct kern *k) {
     k->alloc = cuda_alloc;
+    k->device_memory = cuda_device_memory;
     k->free = cuda_free;
     k->upload = cuda_upload;
     k->download = cuda_download;

@@ -291,6 +291,24 @@ TEST_LIMIT(reload_survives_any_failing_allocation_or_read, 120) {
     hear_stop(&h);
 }
 
+// No room for two: the old version serves on, and what is found to be free later is used.
+TEST(reload_without_room_for_a_second_copy_waits) {
+    struct heard h;
+    char digest[DIGEST_HEX];
+    publish(1);
+    struct engine *g = open_a(&h, 20);
+    digest_of(g, "a", digest);
+    publish(2);
+    fault_arm(FAULT_ROOM, 1, true);
+    engine_scan(g);
+    struct err e = hear_nth(&h, 3);
+    CHECK(e.status == E_NOMEM && strstr(e.text, "memory beside what is served") && serves(g, "a", digest));
+    fault_disarm();
+    while (serves(g, "a", digest)) sleep_ms(5);
+    engine_close(g);
+    hear_stop(&h);
+}
+
 // A device that has failed is given no new version.
 TEST(reload_on_a_failed_device_is_refused) {
     struct heard h;

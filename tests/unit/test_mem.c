@@ -2,7 +2,10 @@
 #include <stdint.h>
 
 #include "core/base/fault.h"
+#include <unistd.h>
+
 #include "core/base/mem.h"
+#include "kernels/kern.h"
 #include "tests/test.h"
 
 TEST(mem_products) {
@@ -38,4 +41,10 @@ TEST(fault_nth) {
     fault_disarm();
     mem_free(a);
     mem_free(c);
+}
+
+// What this process can still have: something, and no more than the machine has.
+TEST(host_memory_is_between_nothing_and_all) {
+    size_t all = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE), there = kern_host_memory();
+    CHECK(there > (size_t)1 << 20 && there < all);
 }
