@@ -271,7 +271,7 @@ TEST_LIMIT(reload_survives_any_failing_allocation_or_read, 120) {
     publish(1);
     struct engine *g = open_a(&h, 1000000);
     for (int k = 0, seed = 2, heard = 1; k < 2; k++)
-        for (long n = 1, step = 1;; n += step, step += n > 20) {
+        for (long n = 1, step = 1;; n += step, step += n > 8) {
             char before[DIGEST_HEX];
             digest_of(g, "a", before);
             publish(seed++);
@@ -323,7 +323,7 @@ TEST(reload_on_a_failed_device_is_refused) {
 }
 
 TEST(reload_races_with_closing) {
-    for (int i = 0; i < 30; i++) {
+    for (int i = 0; i < 15; i++) {
         struct heard h;
         publish(i % 2);
         struct engine *g = open_a(&h, 0);
@@ -331,7 +331,7 @@ TEST(reload_races_with_closing) {
         fixture_submit(g, &job);
         publish(1 - i % 2);
         engine_scan(g);
-        nanosleep(&(struct timespec){0, i * 200000L}, NULL);
+        nanosleep(&(struct timespec){0, i * 400000L}, NULL);
         if (i % 3 == 0) engine_stop(g, i % 2);
         engine_close(g);
         hear_stop(&h);
