@@ -16,6 +16,7 @@ char *request_normalised(const struct resolved *r, const struct engine_model *em
     emit_close(&e, ']');
     emit_seed(&e, "seed", r->job.seed);
     emit_int(&e, "seed_index", (int64_t)r->job.seed_index + i);
+    emit_string(&e, "rng", rng_name((int)r->job.rng));
     if (sampler_json_has_path(s, &em->sampler)) emit_string(&e, "interpolant", path_name(s->path));
     emit_open(&e, "sampler", '{');
     emit_string(&e, "type", sampler_type_name((int)s->type));

@@ -130,6 +130,9 @@ char *capabilities_json(const struct capabilities *c) {
     emit_open(&e, "interpolants", '[');
     for (int i = 0; i < PATH_COUNT; i++) emit_string(&e, NULL, path_name((enum path_kind)i));
     emit_close(&e, ']');
+    emit_open(&e, "rng", '[');
+    for (int i = 0; i < RNG_COUNT; i++) emit_string(&e, NULL, rng_name(i));
+    emit_close(&e, ']');
     samplers_json(&e);
     emit_open(&e, "limits", '{');
     emit_int(&e, "max_images", c->max_images);

@@ -19,6 +19,7 @@ enum request_field {
     FIELD_N,
     FIELD_SEED,
     FIELD_SEED_INDEX,
+    FIELD_RNG,
     FIELD_INTERPOLANT,
     FIELD_TYPE,
     FIELD_METHOD,
@@ -63,7 +64,7 @@ struct request {
     int n_classes;
     int64_t n, seed_index, steps, max_evaluations, compression, timeout_ms, priority;
     uint64_t seed;
-    int interpolant, type, method, w_t, last_step, format, spacing; // enum values
+    int interpolant, rng, type, method, w_t, last_step, format, spacing; // enum values
     bool clip;
     double w_t_scale, w_t_eta, last_step_size, atol, rtol, eta, churn, s_min, s_max, s_noise, rho, sigma_min, sigma_max;
     struct sampler_curve knots; // of w_t, where that is W_KNOTS

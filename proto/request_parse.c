@@ -284,6 +284,7 @@ static const char *const paths[] = {"linear", "gvp", "vp", NULL}, *const types[]
 static const char *const methods[] = {"euler", "heun", "midpoint", "rk4", "dopri5", "exponential", "dpmpp2m", NULL};
 static const char *const w_forms[] = {"constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing", "kl-eta", "kl", NULL};
 static const char *const last_steps[] = {"none", "mean", "tweedie", "euler", NULL}, *const formats[] = {"png", NULL};
+static const char *const rngs[] = {"native", "torch-cpu", NULL};
 static const char *const spacings[] = {"openai", "ddim", "leading", "trailing", NULL}, *const later_formats[] = {"npy", NULL};
 
 #define AT(member) offsetof(struct request, member)
@@ -294,6 +295,7 @@ static const struct field fields[] = {
     {NULL, "n", read_int, FIELD_N, AT(n), .min = 1, .max = REQUEST_MAX_IMAGES},
     {NULL, "seed", read_seed, .id = FIELD_SEED},
     {NULL, "seed_index", read_int, FIELD_SEED_INDEX, AT(seed_index), .min = 0, .max = 4294967295.0},
+    {NULL, "rng", read_name, FIELD_RNG, AT(rng), .names = rngs},
     {NULL, "interpolant", read_name, FIELD_INTERPOLANT, AT(interpolant), .names = paths},
     {NULL, "timeout_ms", read_int, FIELD_TIMEOUT, AT(timeout_ms), .min = 1, .max = REQUEST_MAX_TIMEOUT_MS},
     {NULL, "priority", read_int, FIELD_PRIORITY, AT(priority), .min = -100, .max = 100},

@@ -224,6 +224,7 @@ int request_resolve(struct resolved *out, const struct request *r, const struct 
     out->seed_given = request_has(r, FIELD_SEED);
     job->seed = out->seed_given ? r->seed : random53 & (((uint64_t)1 << 53) - 1);
     job->seed_index = (uint32_t)r->seed_index;
+    if (request_has(r, FIELD_RNG)) job->rng = (enum rng_kind)r->rng;
     job->timeout_ms = r->timeout_ms;
     job->priority = (int)r->priority;
     out->n_notes = sampler_notes(&job->sampler, &em->sampler, out->notes, (int)(sizeof out->notes / sizeof *out->notes));

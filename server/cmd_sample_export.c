@@ -192,6 +192,10 @@ static int run(struct export *x, const struct sample_options *o, const struct re
     x->bar = isatty(STDERR_FILENO);
     if ((uint64_t)r->job.seed_index + (uint64_t)o->num - 1 > UINT32_MAX)
         return err_param(e, E_RANGE, "num", "seed_index %u + %lld images passes 2^32 - 1", (unsigned)r->job.seed_index, o->num);
+    if (x->job.rng != RNG_NATIVE) {
+        size_t numel = (size_t)m->desc.arch.in_channels * (size_t)m->desc.arch.input_size * (size_t)m->desc.arch.input_size;
+        if (stream_check(&x->job.sampler, &m->sampler, numel, x->job.seed_index, (uint64_t)o->num, e)) return e->status;
+    }
     x->ring = mem_array((size_t)x->ring_n, sizeof *x->ring);
     if (!x->ring) return err_set(e, E_NOMEM, "no memory for %d images", x->ring_n);
     if (open_file(x, o, r, m, e)) return e->status;

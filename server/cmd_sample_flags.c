@@ -23,6 +23,7 @@ static const char help[] =
     "                         command continues what FILE.part holds\n"
     "  --labels random|balanced  of --npz: drawn evenly by the seed (default), or each class in turn\n"
     "  --seed N               default: random, printed; with --npz 0\n"
+    "  --rng native|torch-cpu the noise that torch.manual_seed(seed) gave the authors' scripts on the CPU (default native)\n"
     "  --type ode|sde|ddpm|ddim|edm  --method NAME  --steps N  --interpolant linear|gvp|vp   (default: as the model's family is sampled)\n"
     "  --atol X  --rtol X  --max-evaluations N                                    ode, method dopri5\n"
     "  --w-t FORM|'[[T,W],...]'  --w-t-scale X  --w-t-eta X  --last-step NAME  --last-step-size X      sde\n"
@@ -37,7 +38,7 @@ int sample_usage(const char *what, const char *value) {
     return 2;
 }
 
-enum { O_MODEL = 256, O_OUT, O_COLUMNS, O_CLASSES, O_N, O_SEED, O_GUIDANCE, O_INTERPOLANT, O_REQUEST, O_BACKEND, O_PRECISION, O_THREADS,
+enum { O_MODEL = 256, O_OUT, O_COLUMNS, O_CLASSES, O_N, O_SEED, O_RNG, O_GUIDANCE, O_INTERPOLANT, O_REQUEST, O_BACKEND, O_PRECISION, O_THREADS,
        O_ROWS, O_HELP, O_NPZ, O_NUM, O_LABELS, O_SAMPLER }; // O_SAMPLER + i: sampler_fields[i]
 
 static const struct { const char *flag, *field; enum { TEXT, WHOLE, REAL, JSON } type; } sampler_fields[] = {
@@ -96,6 +97,7 @@ static int option(struct sample_options *o, int c) {
     case O_PRECISION: o->precision = optarg; return 0;
     case O_INTERPOLANT: return json_object_set_new(o->body, "interpolant", json_string(optarg));
     case O_SEED: return json_object_set_new(o->body, "seed", json_string(optarg));
+    case O_RNG: return json_object_set_new(o->body, "rng", json_string(optarg));
     case O_GUIDANCE:
         j = number(optarg);
         return j ? json_object_set_new(o->body, "guidance", json_pack("{s:o}", "scale", j)) : sample_usage("--guidance wants a number, not ", optarg);
@@ -107,7 +109,7 @@ static int option(struct sample_options *o, int c) {
     }
 }
 
-#define PLAIN 17 // options that are no field of "sampler"
+#define PLAIN 18 // options that are no field of "sampler"
 
 static int check_export(const struct sample_options *o) {
     if (o->out || o->classes || o->columns || o->n != 1)
@@ -121,7 +123,7 @@ static int check_export(const struct sample_options *o) {
 int sample_parse(struct sample_options *o, int argc, char **argv) {
     struct option longs[SAMPLER_FIELDS + PLAIN + 1] = {
         {"model", 1, 0, O_MODEL}, {"out", 1, 0, O_OUT}, {"columns", 1, 0, O_COLUMNS}, {"classes", 1, 0, O_CLASSES}, {"n", 1, 0, O_N},
-        {"seed", 1, 0, O_SEED}, {"guidance", 1, 0, O_GUIDANCE}, {"interpolant", 1, 0, O_INTERPOLANT}, {"request", 1, 0, O_REQUEST},
+        {"seed", 1, 0, O_SEED}, {"rng", 1, 0, O_RNG}, {"guidance", 1, 0, O_GUIDANCE}, {"interpolant", 1, 0, O_INTERPOLANT}, {"request", 1, 0, O_REQUEST},
         {"backend", 1, 0, O_BACKEND}, {"precision", 1, 0, O_PRECISION}, {"threads", 1, 0, O_THREADS}, {"max-rows", 1, 0, O_ROWS}, {"help", 0, 0, O_HELP},
         {"npz", 1, 0, O_NPZ}, {"num", 1, 0, O_NUM}, {"labels", 1, 0, O_LABELS}};
     for (size_t i = 0; i < SAMPLER_FIELDS; i++) longs[PLAIN + i] = (struct option){sampler_fields[i].flag, 1, 0, O_SAMPLER + (int)i};

@@ -208,6 +208,7 @@ function build() {
   } else r.classes = ids.flatMap((id) => Array(each).fill(id));
   r.seed = seedValue(); // undefined keeps its place for the seed that the daemon draws
   put(r, "seed_index", number("seed_index"), 0);
+  put(r, "rng", $("rng").value, "native");
   if (choice().interpolants.length > 1) put(r, "interpolant", $("interpolant").value, "");
   r.sampler = samplerPart();
   put(r, "guidance", guidancePart());
@@ -227,6 +228,7 @@ function restore(r) {
   $("n").value = r.classes ? r.classes.length / picked.size : r.n || 1;
   $("seed").value = r.seed === undefined ? "" : r.seed;
   $("seed_index").value = r.seed_index || 0;
+  $("rng").value = r.rng || "native";
   setType(r.sampler.type);
   const { type: _, ...rest } = r.sampler;
   if (Array.isArray(rest.w_t)) {
@@ -478,6 +480,7 @@ async function start() {
     return;
   }
   clearErrors();
+  options($("rng"), named(caps.rng));
   options($("model"), caps.models.map((m) => [m.name, m.name]));
   $("model").value = (caps.models.find((m) => m.default) || caps.models[0]).name;
   $("n").max = caps.limits.max_images;

@@ -33,6 +33,15 @@ uint32_t torch_rng_next(struct torch_rng *r) {
     return y ^ y >> 18;
 }
 
+void torch_rng_skip(struct torch_rng *r, size_t n) {
+    while (n > 0) {
+        if (r->at >= WORDS) renew(r);
+        size_t here = (size_t)(WORDS - r->at) < n ? (size_t)(WORDS - r->at) : n;
+        r->at += (int)here;
+        n -= here;
+    }
+}
+
 static uint64_t next64(struct torch_rng *r) { // the first word is the high one
     uint64_t high = torch_rng_next(r);
     return high << 32 | torch_rng_next(r);

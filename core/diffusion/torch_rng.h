@@ -21,6 +21,7 @@ struct torch_rng {
 };
 void torch_rng_seed(struct torch_rng *, uint64_t seed);          // torch.manual_seed(seed)
 uint32_t torch_rng_next(struct torch_rng *);                     // 32 random bits
+void torch_rng_skip(struct torch_rng *, size_t n);         // n times 32 bits are not wanted
 void torch_rng_normals(struct torch_rng *, float *x, size_t n);  // torch.randn(n)
 void torch_rng_uniforms(struct torch_rng *, float *x, size_t n); // torch.rand(n)
 uint64_t torch_rng_below(struct torch_rng *, uint64_t range);    // one element of torch.randint(range, ...); range >= 1

@@ -194,6 +194,13 @@ static int check_classes(const struct engine_job *job, const struct engine_model
     return 0;
 }
 
+static int check_seed(const struct engine_job *job, const struct engine_model *m, struct err *e) {
+    size_t side = (size_t)m->desc.arch.input_size, numel = (size_t)m->desc.arch.in_channels * side * side;
+    if ((uint64_t)job->seed_index + (uint64_t)job->n - 1 > UINT32_MAX)
+        return err_param(e, E_RANGE, "seed_index", "seed_index + %d images passes 2^32 - 1", job->n);
+    return job->rng == RNG_NATIVE ? OK : stream_check(&job->sampler, &m->sampler, numel, job->seed_index, (uint64_t)job->n, e);
+}
+
 static int check_job(const struct engine_job *job, const struct engine_model *m, struct err *e) {
     const struct sampler_spec *spec = &job->sampler;
     int rc = check_classes(job, m, e);
@@ -205,9 +212,7 @@ static int check_job(const struct engine_job *job, const struct engine_model *m,
         return err_param(e, E_RANGE, "guidance.channels", "guidance.channels is %d; model '%s' has %d", spec->guide_channels,
                          m->name, m->max_guide_channels);
     if (job->timeout_ms < 0) return err_param(e, E_RANGE, "timeout_ms", "timeout_ms is negative");
-    if ((uint64_t)job->seed_index + (uint64_t)job->n - 1 > UINT32_MAX)
-        return err_param(e, E_RANGE, "seed_index", "seed_index + %d images passes 2^32 - 1", job->n);
-    return 0;
+    return check_seed(job, m, e);
 }
 
 static int64_t deadline(int64_t now_us, int64_t timeout_ms) {
@@ -230,6 +235,7 @@ static struct job *job_new(const struct engine_job *from, const struct engine_mo
                       .classes = classes,
                       .seed = from->seed,
                       .seed_index = from->seed_index,
+                      .rng = from->rng,
                       .spec = from->sampler,
                       .progress = from->progress,
                       .submit_us = engine_now_us()};

@@ -16,7 +16,7 @@
 #include <stdint.h>
 
 #include "core/base/err.h"
-#include "core/diffusion/sampler.h"
+#include "core/diffusion/stream.h"
 #include "core/io/model_dir.h"
 
 struct engine;
@@ -80,6 +80,7 @@ struct engine_job { // what to run; copied by engine_submit
     const int32_t *classes;        // [n]: label id, -1 unconditional (needs class_dropout)
     uint64_t seed;
     uint32_t seed_index;           // image i uses stream (seed, seed_index + i)
+    enum rng_kind rng;             // whose numbers that stream has
     struct sampler_spec sampler;
     int64_t timeout_ms;            // 0: none
     int priority;

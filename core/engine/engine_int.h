@@ -38,6 +38,7 @@ struct job {
     int32_t *classes;         // [n], owned
     uint64_t seed;
     uint32_t seed_index;
+    enum rng_kind rng;
     struct sampler_spec spec;
     bool progress;
     int64_t submit_us, deadline_ms; // deadline 0: none
@@ -57,6 +58,7 @@ struct job {
 struct run { // one slot of the device and the job whose image is in it
     struct runner_slot slot;
     struct job *job; // NULL: free
+    struct stream stream; // of a job with another random generator
 };
 
 struct decode { // a finished sample that waits for the VAE

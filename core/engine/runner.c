@@ -15,7 +15,8 @@ struct runner {
     int slots, max_rows;
     size_t numel, out_ld; // floats of an image; of a row of the network's output
     float *cols;  // [slots, KERN_COLS, numel]
-    float *noise; // [slots, numel], made when a slot with recorded noise is first moved
+    float *noise; // [slots, numel], made when a slot whose noise comes from the host is first moved
+    float *drawn; // [numel] host, likewise
     /* host tables of one step */
     struct kern_gather *gather;
     struct kern_row_update *update; // [slots]
@@ -67,7 +68,7 @@ void runner_free(struct runner *r) {
     if (r->cols) r->k->free(r->k, r->cols);
     if (r->noise) r->k->free(r->k, r->noise);
     dit_free(r->dit);
-    void *host[] = {r->gather, r->update, r->norm, r->norms, r->moving, r->t, r->y, r->row_c, r->row_u};
+    void *host[] = {r->gather, r->update, r->norm, r->norms, r->moving, r->t, r->y, r->row_c, r->row_u, r->drawn};
     for (size_t i = 0; i < sizeof host / sizeof *host; i++) mem_free(host[i]);
     mem_free(r);
 }
@@ -104,32 +105,50 @@ static bool wants_noise(const struct sampler_step *step) {
     return false;
 }
 
-// Recorded noise of the draw that each slot's step wants, to the device. Only replay comes here.
-static int load_noise(struct runner *r, struct runner_slot **s, int n, struct err *e) {
-    if (!r->noise) {
-        void *p;
-        int rc = r->k->alloc(r->k, (size_t)r->slots * r->numel * sizeof(float), &p);
-        if (rc) return kern_failed(r, rc, e);
-        r->noise = p;
-    }
-    for (int i = 0; i < n; i++) {
-        if (!wants_noise(&s[i]->next)) continue;
-        if (s[i]->next.draw >= s[i]->noise_draws)
-            return err_param(e, E_CONFLICT, "noise", "the sampler wants noise draw %u, recorded are %u", s[i]->next.draw, s[i]->noise_draws);
-        size_t bytes = r->numel * sizeof(float);
-        int rc = r->k->upload(r->k, r->noise + (size_t)s[i]->slot * r->numel, s[i]->noise + s[i]->next.draw * r->numel, bytes);
-        if (rc) return kern_failed(r, rc, e);
-    }
+// Noise that the kernels do not make: recorded, or drawn as another program would.
+static bool hosted(const struct runner_slot *s) { return (s->noise || s->stream) && wants_noise(&s->next); }
+
+// The draw that the slot's step wants, to the device.
+static int load_noise(struct runner *r, struct runner_slot *s, struct err *e) {
+    const float *from = r->drawn;
+    if (s->stream) stream_draw(s->stream, s->next.draw, r->drawn);
+    else if (s->next.draw < s->noise_draws) from = s->noise + s->next.draw * r->numel;
+    else return err_param(e, E_CONFLICT, "noise", "the sampler wants noise draw %u, recorded are %u", s->next.draw, s->noise_draws);
+    int rc = r->k->upload(r->k, r->noise + (size_t)s->slot * r->numel, from, r->numel * sizeof(float));
+    return rc ? kern_failed(r, rc, e) : OK;
+}
+
+static int room_for_noise(struct runner *r, struct err *e) {
+    void *p;
+    if (!r->drawn && !(r->drawn = mem_array(r->numel, sizeof *r->drawn))) return err_set(e, E_NOMEM, "no memory for noise");
+    if (r->noise) return OK;
+    int rc = r->k->alloc(r->k, (size_t)r->slots * r->numel * sizeof(float), &p);
+    if (rc) return kern_failed(r, rc, e);
+    r->noise = p;
     return OK;
+}
+
+// Fills the update table: first those with the kernels' own noise or none, *own of them, then those whose noise is on its way to the device.
+static int fill_updates(struct runner *r, struct runner_slot **s, int n, const int *row_c, const int *row_u, int *own, struct err *e) {
+    int at = 0, rc = OK;
+    for (int i = 0; i < n; i++)
+        if (!hosted(s[i])) fill_update(&r->update[at++], s[i], row_c ? row_c[i] : -1, row_u ? row_u[i] : -1);
+    *own = at;
+    if (at < n) rc = room_for_noise(r, e);
+    for (int i = 0; i < n && rc == OK; i++) {
+        if (!hosted(s[i])) continue;
+        fill_update(&r->update[at++], s[i], row_c ? row_c[i] : -1, row_u ? row_u[i] : -1);
+        rc = load_noise(r, s[i], e);
+    }
+    return rc;
 }
 
 // Moves the columns of n slots by their planned steps and takes the norms that those ask for. row_c, row_u NULL: steps without evaluation.
 static int move(struct runner *r, struct runner_slot **s, int n, const int *row_c, const int *row_u, struct err *e) {
     if (n == 0) return OK;
-    int rc = s[0]->noise ? load_noise(r, s, n, e) : OK, norms = 0;
+    int own, norms = 0, rc = fill_updates(r, s, n, row_c, row_u, &own, e);
     if (rc != OK) return rc;
     for (int i = 0; i < n; i++) {
-        fill_update(&r->update[i], s[i], row_c ? row_c[i] : -1, row_u ? row_u[i] : -1);
         for (int j = 0; j < s[i]->next.norms; j++) {
             const struct sampler_norm *from = &s[i]->next.norm[j];
             struct kern_norm *to = &r->norm[norms++];
@@ -138,7 +157,8 @@ static int move(struct runner *r, struct runner_slot **s, int n, const int *row_
         }
     }
     size_t plane = (size_t)r->a.input_size * (size_t)r->a.input_size;
-    rc = r->k->row_update(r->k, r->cols, r->numel, plane, dit_out(r->dit), r->out_ld, s[0]->noise ? r->noise : NULL, r->update, n);
+    if (own) rc = r->k->row_update(r->k, r->cols, r->numel, plane, dit_out(r->dit), r->out_ld, NULL, r->update, own);
+    if (rc == 0 && own < n) rc = r->k->row_update(r->k, r->cols, r->numel, plane, dit_out(r->dit), r->out_ld, r->noise, r->update + own, n - own);
     if (rc == 0 && norms) rc = r->k->row_norm(r->k, r->norms, r->cols, r->numel, r->norm, norms);
     if (rc) return kern_failed(r, rc, e);
     for (int i = 0, at = 0; i < n; i++) {

@@ -4,11 +4,11 @@
  *
  * What the worker, `sitd sample` and `sitd replay` share: slots of columns on the back end, and runner_step, which makes one network evaluation
  * for all given slots at once and then moves their columns. Nothing here schedules, waits or knows of jobs. Thread: the one that owns the kern.
- * runner_step and runner_plan allocate nothing (replayed noise excepted).
+ * runner_step and runner_plan allocate nothing (noise that the kernels do not make excepted, once).
  */
 #ifndef SITD_RUNNER_H
 #define SITD_RUNNER_H
-#include "core/diffusion/sampler.h"
+#include "core/diffusion/stream.h"
 #include "core/io/model_dir.h"
 #include "kernels/kern.h"
 
@@ -27,6 +27,7 @@ struct runner_slot { // one image in the making; the caller owns the array and k
                           // shares that slot's network rows and keeps the null row's values in the unguided channels, as the authors' code does
     const float *noise;   // NULL: Philox; replay only: host memory, draw d of this slot at noise + d*numel (draw 0 is x0), noise_draws of them
     uint32_t noise_draws;
+    struct stream *stream; // NULL: as above; else this image's noise comes from here, the caller's, started
     bool done;            // sampler finished: X is the sample
     struct err err;       // this image alone failed (dopri5 gave up); done is set too
 };

@@ -137,6 +137,10 @@ static int start_image(struct engine *g, struct served *s, int slot, struct err 
                                      .seed = j->seed,
                                      .image = j->seed_index + (uint32_t)at->image,
                                      .null_of = -1};
+    if (j->rng == RNG_TORCH_CPU) {
+        run->slot.stream = &run->stream;
+        stream_start(&run->stream, &j->spec, &m->sampler, runner_numel(s->runner), j->seed, run->slot.image);
+    }
     if (!j->first_us) {
         j->first_us = engine_now_us();
         engine_emit(g, &(struct engine_event){.kind = EV_STARTED, .job = j->id});

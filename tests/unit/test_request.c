@@ -321,7 +321,7 @@ TEST(request_limits_of_n) {
 static void check_same(const struct resolved *a, const struct resolved *b, int i) {
     const struct sampler_spec *s = &a->job.sampler, *t = &b->job.sampler;
     CHECK(b->job.n == 1 && b->job.classes[0] == a->job.classes[i] && b->job.seed == a->job.seed &&
-          b->job.seed_index == a->job.seed_index + (uint32_t)i);
+          b->job.seed_index == a->job.seed_index + (uint32_t)i && b->job.rng == a->job.rng);
     CHECK_STR(a->job.model, b->job.model);
     CHECK(s->type == t->type && s->method == t->method && s->steps == t->steps && s->max_evaluations == t->max_evaluations &&
           s->path == t->path);
@@ -338,6 +338,7 @@ static void check_same(const struct resolved *a, const struct resolved *b, int i
 TEST(request_normalised_gives_the_same_job) {
     static const char *const bodies[] = {
         "{\"classes\":[3,null,\"bag\"]}",
+        "{\"class\":3,\"seed\":0,\"rng\":\"torch-cpu\"}",
         "{\"classes\":[3],\"seed\":\"18446744073709551615\",\"sampler\":{\"method\":\"dopri5\",\"atol\":1.2345678901234567e-7,"
         "\"max_evaluations\":40000}}",
         "{\"class\":1,\"n\":2,\"seed\":9007199254740993,\"seed_index\":17,\"interpolant\":\"vp\",\"sampler\":{\"type\":\"sde\","
@@ -403,7 +404,7 @@ TEST(request_normalised_text) {
     char *text = request_normalised(&r, &model, 1);
     CHECK_STR(
         text,
-        "{\"model\":\"fashion-sit\",\"classes\":[8],\"seed\":7,\"seed_index\":1,\"interpolant\":\"linear\",\"sampler\":{\"type\":"
+        "{\"model\":\"fashion-sit\",\"classes\":[8],\"seed\":7,\"seed_index\":1,\"rng\":\"native\",\"interpolant\":\"linear\",\"sampler\":{\"type\":"
         "\"sde\","
         "\"method\":\"euler\",\"steps\":50,\"w_t\":\"sigma\",\"w_t_scale\":1,\"last_step\":\"mean\",\"last_step_size\":0.04},"
         "\"guidance\":{\"scale\":3,\"interval\":[0,1],\"channels\":1},\"output\":{\"format\":\"png\",\"compression\":1}}");
