@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -241,6 +242,28 @@ def test_load_is_asked_for(tmp_path, sources, start):
         daemon.wait_until(lambda: daemon.metric('sitd_model_reloads_total{result="failed"}') > failures, 0.9, "an attempt")
     assert daemon.request("POST", "/v2/repository/models/none/load", body="", headers=JSON).status == 404
     assert daemon.request("POST", "/v2/repository/models/tiny/load", body="").status == 415  # no page of another origin can ask
+
+
+def own_address():
+    """An address of this machine that is not loopback, or None. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        try:
+            s.connect(("192.0.2.1", 9))
+            return s.getsockname()[0]
+        except OSError:
+            return None
+
+
+@pytest.mark.skipif(own_address() is None, reason="this machine has only loopback")
+def test_only_this_machine_looks_after_models(tmp_path, sources, start):
+    publish(sources / "1", tmp_path)
+    daemon = start("--insecure-public", models_dir=tmp_path, listen="0.0.0.0:0")
+    assert index(daemon)["state"] == "READY"
+    daemon.host = own_address()
+    assert daemon.get("/readyz").status == 200
+    for method, path in (("GET", "/v2/repository/index"), ("POST", "/v2/repository/models/tiny/load")):
+        reply = daemon.request(method, path, body="" if method == "POST" else None, headers=JSON)
+        assert reply.status == 403 and reply.error["type"] == "permission_error"
 
 
 def test_hangup_looks_for_models(tmp_path, sources, start):
