@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <errno.h>
 #include <getopt.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,14 +28,20 @@ static const char help[] =
     "  --classes N               classes, when the label table has no row for the null class\n"
     "  --input-size N            side of the input, when the file has no pos_embed\n"
     "  --guidance-channels N|all leading channels that guidance changes (default 3, the official rule)\n"
+    "  --vae PATH                an AutoencoderKL (file, or diffusers' folder) that is put into the directory: samples become pictures\n"
+    "  --latent-scale X          the network's input is the VAE's latent times X (default: the VAE's, else 0.18215 with 4 channels)\n"
+    "  --latent-mean X,X,... --latent-std X,X,...  or (latent - mean)/std, a number a channel\n"
     "  --labels FILE             a line a class, synonyms behind commas; or a JSON array as in model.json\n"
     "  --step N                  training steps\n"
     "  --storage f32|f16|bf16    how matrices are stored (default: as in the file); vectors stay f32\n"
     "  --default                 served when a request names no model\n"
     "  --help\n";
 
+#define MAX_STATISTICS 256
+
 struct request {
-    const char *file, *name, *out, *labels;
+    const char *file, *name, *out, *labels, *vae;
+    double mean[MAX_STATISTICS], std[MAX_STATISTICS];
     struct import_flags flags;
     enum dtype storage; // DT_OTHER: as it is
     bool is_default;
@@ -62,6 +69,21 @@ static bool parse_storage(const char *text, enum dtype *t) {
     for (int i = 0; i < 3; i++)
         if (strcmp(text, known[i].name) == 0) return *t = known[i].dtype, true;
     fprintf(stderr, "sitd import: --storage must be f32, f16 or bf16, not '%s'\n", text);
+    return false;
+}
+
+// Numbers separated by commas, at most `most` of them; *n stays 0 on failure.
+static bool parse_reals(const char *flag, const char *text, double *v, int most, bool positive, int *n) {
+    const char *at = text;
+    *n = 0;
+    for (int i = 0; i < most; i++) {
+        char *end;
+        v[i] = strtod(at, &end);
+        if (end == at || !isfinite(v[i]) || (positive && !(v[i] > 0)) || (*end && *end != ',')) break;
+        if (!*end) return *n = i + 1, true;
+        at = end + 1;
+    }
+    fprintf(stderr, "sitd import: --%s '%.60s' must be %s%s\n", flag, text, most == 1 ? "a number" : "numbers separated by commas", positive ? " above 0" : "");
     return false;
 }
 
@@ -96,6 +118,15 @@ static bool parse_option(struct request *r, int c, const char *name) {
         return true;
     case 'D':
         return parse_number(name, optarg, 1024, &v) ? (r->flags.decoder_heads = (int)v, true) : false;
+    case 'V':
+        r->vae = optarg;
+        return true;
+    case 'S':
+        return parse_reals(name, optarg, &r->flags.latent_scale, 1, true, &(int){0});
+    case 'M':
+        return parse_reals(name, optarg, r->mean, MAX_STATISTICS, false, &r->flags.n_mean);
+    case 'N':
+        return parse_reals(name, optarg, r->std, MAX_STATISTICS, true, &r->flags.n_std);
     case 'l':
         r->labels = optarg;
         return true;
@@ -133,6 +164,10 @@ static int parse(struct request *r, int argc, char **argv) { // -1: go on; else 
                                             {"time", required_argument, NULL, 'T'},
                                             {"compat", required_argument, NULL, 'C'},
                                             {"decoder-heads", required_argument, NULL, 'D'},
+                                            {"vae", required_argument, NULL, 'V'},
+                                            {"latent-scale", required_argument, NULL, 'S'},
+                                            {"latent-mean", required_argument, NULL, 'M'},
+                                            {"latent-std", required_argument, NULL, 'N'},
                                             {"labels", required_argument, NULL, 'l'},
                                             {"step", required_argument, NULL, 's'},
                                             {"storage", required_argument, NULL, 't'},
@@ -140,6 +175,8 @@ static int parse(struct request *r, int argc, char **argv) { // -1: go on; else 
                                             {"help", no_argument, NULL, 'h'},
                                             {0}};
     *r = (struct request){.flags = {.step = -1}, .storage = DT_OTHER};
+    r->flags.latent_mean = r->mean;
+    r->flags.latent_std = r->std;
     for (int c, at = 0; (c = getopt_long(argc, argv, "h", options, &at)) != -1;) {
         if (c == 'h') return fputs(help, stdout) < 0;
         if (!parse_option(r, c, options[at].name)) return 2;
@@ -167,8 +204,8 @@ static int publish(const struct request *r, const struct checkpoint *c, struct m
     struct import_table it;
     char *dir = mem_printf("%s/%s", r->out, r->name);
     if (!dir) return err_set(e, E_NOMEM, "no memory");
-    int rc = import_convert(&it, &c->table, r->storage, e);
-    if (rc == OK) {
+    int rc = r->flags.vae ? import_vae(d, dir, r->flags.vae, e) : OK;
+    if (rc == OK && (rc = import_convert(&it, &c->table, r->storage, e)) == OK) {
         rc = model_publish(dir, d, &it.table, e);
         size_t bytes = 0;
         for (int i = 0; i < it.table.n; i++) bytes += it.table.tensors[i].bytes;
@@ -181,20 +218,29 @@ static int publish(const struct request *r, const struct checkpoint *c, struct m
     return rc;
 }
 
-static int import(const struct request *r, struct err *e) {
-    struct checkpoint c;
+static int describe_and_publish(struct request *r, const struct checkpoint *c, struct err *e) {
     struct model_desc d;
     struct import_fact facts[IMPORT_FACTS];
-    int n = 0, rc = checkpoint_open(&c, r->file, e);
-    if (rc != OK) return rc;
-    rc = import_describe(&d, facts, &n, &c, &r->flags, e);
+    int n = 0, rc = import_describe(&d, facts, &n, c, &r->flags, e);
     if (rc == OK) rc = import_require(facts, n, e);
     if (rc == OK) rc = arch_check(&d.arch, e);
     if (rc == OK) rc = read_labels(&d, r->labels, e);
     d.is_default = r->is_default;
-    if (rc == OK) rc = publish(r, &c, &d, e);
+    if (rc == OK) rc = publish(r, c, &d, e);
     for (int i = 0; i < n && rc == OK; i++) printf("  %-18s %-10s from %s\n", facts[i].field, facts[i].value, facts[i].source);
     model_desc_deinit(&d);
+    return rc;
+}
+
+static int import(struct request *r, struct err *e) {
+    struct checkpoint c;
+    struct vae_file vae;
+    int rc = checkpoint_open(&c, r->file, e);
+    if (rc != OK) return rc;
+    if (r->vae) rc = vae_file_open(&vae, r->vae, NULL, e);
+    if (r->vae && rc == OK) r->flags.vae = &vae;
+    if (rc == OK) rc = describe_and_publish(r, &c, e);
+    if (r->flags.vae) vae_file_close(&vae);
     checkpoint_close(&c);
     return rc;
 }

@@ -14,22 +14,30 @@ static bool draws_as_it_goes(const struct sampler_spec *s) {
     return s->type == SAMPLER_SDE || s->type == SAMPLER_DDPM;
 }
 
-int stream_check(const struct sampler_spec *s, const struct sampler_model *m, size_t numel, uint64_t first, uint64_t n, struct err *e) {
+int stream_check(const struct sampler_spec *s, const struct sampler_model *m, size_t numel, uint64_t first, uint64_t n,
+                 struct err *e) {
     bool own = m->kind == MODEL_EDM, kicks = draws_as_it_goes(s);
     if (own && kicks)
-        return err_param(e, E_RANGE, "rng", "rng \"torch-cpu\" has no numbers for a sampler that draws noise as it goes with this model, only for its start");
+        return err_param(
+            e, E_RANGE, "rng",
+            "rng \"torch-cpu\" has no numbers for a sampler that draws noise as it goes with this model, only for its start");
     if (own) return OK;
     if (numel % TORCH_BLOCK)
-        return err_param(e, E_RANGE, "rng", "rng \"torch-cpu\" needs images of a multiple of %d numbers; this model's have %zu", TORCH_BLOCK, numel);
+        return err_param(e, E_RANGE, "rng", "rng \"torch-cpu\" needs images of a multiple of %d numbers; this model's have %zu",
+                         TORCH_BLOCK, numel);
     if (kicks && (first || n != 1))
-        return err_param(e, E_RANGE, "rng", "rng \"torch-cpu\" with a sampler that draws noise as it goes gives one image: one class and seed_index 0");
+        return err_param(
+            e, E_RANGE, "rng",
+            "rng \"torch-cpu\" with a sampler that draws noise as it goes gives one image: one class and seed_index 0");
     if (first + n > STREAM_IMAGES)
-        return err_param(e, E_RANGE, "seed_index", "seed_index of the last image must be at most %d with rng \"torch-cpu\", not %llu", STREAM_IMAGES - 1,
+        return err_param(e, E_RANGE, "seed_index",
+                         "seed_index of the last image must be at most %d with rng \"torch-cpu\", not %llu", STREAM_IMAGES - 1,
                          (unsigned long long)(first + n - 1));
     return OK;
 }
 
-void stream_start(struct stream *st, const struct sampler_spec *s, const struct sampler_model *m, size_t numel, uint64_t seed, uint32_t image) {
+void stream_start(struct stream *st, const struct sampler_spec *s, const struct sampler_model *m, size_t numel, uint64_t seed,
+                  uint32_t image) {
     bool own = m->kind == MODEL_EDM;
     st->numel = numel;
     st->before = own ? 0 : image * numel;

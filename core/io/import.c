@@ -237,11 +237,41 @@ static void resolve_guidance(struct account *a, struct model_desc *d, const stru
     else note_int(a, "guidance channels", source, d->guide_channels);
 }
 
-// Networks of four channels were trained on latents of Stable Diffusion's VAE times 0.18215, by all four authors' code.
-static void resolve_latent(struct account *a, struct model_desc *d) {
-    if (d->arch.in_channels != 4) return;
-    d->latent.scale = 0.18215;
-    note(a, "latent scale", from_official, "0.18215");
+// step 0: the same for every channel
+static int set_statistics(struct model_desc *d, const double *mean, const double *std, int step, struct err *e) {
+    struct latent *l = &d->latent;
+    int n = d->arch.in_channels;
+    l->mean = mem_array((size_t)n, sizeof *l->mean);
+    l->std = mem_array((size_t)n, sizeof *l->std);
+    if (!l->mean || !l->std) return err_set(e, E_NOMEM, "no memory for latent statistics");
+    for (int i = 0; i < n; i++) l->mean[i] = mean[i * step], l->std[i] = std[i * step];
+    return OK;
+}
+
+static int resolve_statistics(struct account *a, struct model_desc *d, const struct import_flags *f, struct err *e) {
+    int n = d->arch.in_channels;
+    if (f->latent_scale > 0) return err_param(e, E_CONFLICT, "--latent-scale", "--latent-scale and --latent-mean, --latent-std exclude each other");
+    if (f->n_mean != n) return err_param(e, E_CONFLICT, "--latent-mean", "--latent-mean has %d numbers, the network %d channels", f->n_mean, n);
+    if (f->n_std != n) return err_param(e, E_CONFLICT, "--latent-std", "--latent-std has %d numbers, the network %d channels", f->n_std, n);
+    note(a, "latent mean, std", "--latent-mean", "a channel");
+    return set_statistics(d, f->latent_mean, f->latent_std, 1, e);
+}
+
+// What the input means: flags, then the VAE's own scale, then: networks of four channels were trained on latents of Stable Diffusion's VAE times
+// 0.18215, by all four authors' code.
+static int resolve_latent(struct account *a, struct model_desc *d, const struct import_flags *f, struct err *e) {
+    const char *source = f->latent_scale > 0 ? "--latent-scale" : f->vae ? "the VAE's config" : from_official;
+    char text[32];
+    if (f->n_mean || f->n_std) return resolve_statistics(a, d, f, e);
+    if (f->vae && f->latent_scale <= 0 && f->vae->shift != 0) { // (z - shift) scale
+        note(a, "latent mean, std", source, "a channel");
+        return set_statistics(d, &f->vae->shift, &(double){1 / f->vae->scale}, 0, e);
+    }
+    if (source == from_official && d->arch.in_channels != 4) return OK;
+    d->latent.scale = f->latent_scale > 0 ? f->latent_scale : f->vae ? f->vae->scale : 0.18215;
+    snprintf(text, sizeof text, "%.9g", d->latent.scale);
+    note(a, "latent scale", source, text);
+    return OK;
 }
 
 static void note_shapes(struct account *a, const struct arch *arch) {
@@ -277,9 +307,8 @@ int import_describe(struct model_desc *d, struct import_fact facts[IMPORT_FACTS]
     if (rc == OK) rc = resolve_compat(&a, d, f, e);
     if (rc != OK) return rc;
     resolve_guidance(&a, d, f);
-    resolve_latent(&a, d);
     resolve_step(&a, d, f);
-    return OK;
+    return resolve_latent(&a, d, f, e);
 }
 
 int import_require(const struct import_fact *facts, int n, struct err *e) {

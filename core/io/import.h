@@ -9,13 +9,17 @@
  */
 #ifndef SITD_IMPORT_H
 #define SITD_IMPORT_H
-#include "core/io/checkpoint.h"
+#include "core/io/vae_file.h"
 
 struct import_flags { // what the person said; zero or NULL: nothing
     const char *family, *path, *prediction, *time, *compat;
     int heads, decoder_heads, classes, input_size;
     int guide_channels; // -1 all
     int64_t step;       // -1: not said
+    double latent_scale;                     // 0: not said
+    const double *latent_mean, *latent_std;  // [n_mean], [n_std]
+    int n_mean, n_std;
+    const struct vae_file *vae;              // that will be imported too: its scale counts where no flag says one
 };
 
 struct import_fact {    // one line of the account that inspect prints
@@ -30,6 +34,9 @@ enum { IMPORT_FACTS = 24 };
 // flags contradict them.
 int import_describe(struct model_desc *d, struct import_fact facts[IMPORT_FACTS], int *n_facts, const struct checkpoint *,
                     const struct import_flags *, struct err *);
+// Puts a VAE into the model's directory (made if absent), under diffusers' names whatever the source was, and names it in d->latent. To be called
+// before model_publish. E_CONFLICT (param "--vae"): it does not fit the network; E_NONFINITE, E_IO, E_NOMEM.
+int import_vae(struct model_desc *d, const char *dir, const struct vae_file *, struct err *);
 // E_CONFLICT with the flag in err.param if a fact is missing.
 int import_require(const struct import_fact *facts, int n_facts, struct err *);
 

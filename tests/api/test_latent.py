@@ -168,3 +168,55 @@ def test_encode_usage(images, tmp_path):
     done = encode("--vae", ROOT / "tests" / "golden" / "sit-tiny.safetensors", "--images", images, "--out", tmp_path / "x")
     assert done.returncode != 0 and "AutoencoderKL" in done.stderr
     assert encode("--help").returncode == 0
+
+
+IMPORT = ["import", ROOT / "tests/golden/sit-tiny.pt", "--family", "sit", "--heads", "2", "--path", "linear", "--prediction", "velocity"]
+
+
+def run(*args):
+    return subprocess.run([BINARY, *map(str, args)], capture_output=True, text=True, timeout=60 * SCALE, env=clean_env(), cwd=ROOT)
+
+
+def sampled(model, out):
+    done = run("sample", "--model", model, "--classes", "3", "--seed", "8", "--steps", "4", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out.read_bytes()
+
+
+def test_import_brings_the_vae(tmp_path):
+    done = run(*IMPORT, "--name", "made", "--out", tmp_path, "--vae", VAE)
+    assert done.returncode == 0 and "the VAE's config" in done.stdout, done.stderr
+    assert run(*IMPORT, "--name", "by-hand", "--out", tmp_path).returncode == 0
+    add_vae(tmp_path / "by-hand")
+    made, by_hand = (sampled(tmp_path / n, tmp_path / f"{n}.png") for n in ("made", "by-hand"))
+    assert zlib.decompress(made[made.index(b"IDAT") + 4:]) == zlib.decompress(by_hand[by_hand.index(b"IDAT") + 4:])
+    # the same once more changes nothing; statistics, from flags and of a VAE with a shift
+    (folder,) = (tmp_path / "made").glob("vae-*")
+    assert run(*IMPORT, "--name", "made", "--out", tmp_path, "--vae", VAE, "--latent-mean", "0,0.5,-1,0", "--latent-std", "5,5,5,5").returncode == 0
+    assert json.loads((tmp_path / "made/model.json").read_text())["latent"] == {
+        "vae": {"file": folder.name, "sha256": hashlib.sha256((folder / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()},
+        "mean": [0, 0.5, -1, 0], "std": [5, 5, 5, 5]}
+    shutil.copytree(VAE, tmp_path / "shifted")
+    config = json.loads((VAE / "config.json").read_text())
+    (tmp_path / "shifted/config.json").write_text(json.dumps({**config, "scaling_factor": 0.25, "shift_factor": 0.5}))
+    assert run(*IMPORT, "--name", "shifted-model", "--out", tmp_path, "--vae", tmp_path / "shifted").returncode == 0
+    latent = json.loads((tmp_path / "shifted-model/model.json").read_text())["latent"]
+    assert (latent["mean"], latent["std"]) == ([0.5] * 4, [4] * 4)
+    assert sampled(tmp_path / "shifted-model", tmp_path / "shifted.png") != made
+
+
+@pytest.mark.parametrize("flags, code, words", [
+    (["--latent-scale", "0"], 2, "--latent-scale"), (["--latent-std", "1,1,1,0"], 2, "--latent-std"), (["--latent-mean", "1,2", "--latent-std", "1,1,1,1"], 65, "--latent-mean"),
+    (["--latent-mean", "1,2,3,4"], 65, "--latent-std"), (["--latent-mean", "1,2,3,4", "--latent-std", "1,1,1,1", "--latent-scale", "2"], 65, "--latent-scale"),
+    (["--vae", "/nowhere"], 66, "/nowhere"), (["--vae", "tests/golden/sit-tiny.pt"], 65, "AutoencoderKL")])
+def test_import_refuses_latents(tmp_path, flags, code, words):
+    done = run(*IMPORT, "--name", "no", "--out", tmp_path, *flags)
+    assert done.returncode == code and words in done.stderr, done.stderr
+    assert not (tmp_path / "no").exists()
+
+
+def test_import_refuses_a_vae_of_other_channels(tmp_path):
+    (weights,) = (ROOT / "deploy/models/fashion-sit").glob("weights*")
+    done = run("import", weights, "--name", "no", "--out", tmp_path, "--family", "sit", "--heads", 3, "--path", "linear", "--prediction", "velocity", "--vae", VAE)
+    assert done.returncode == 65 and "4 channels, the network 1" in done.stderr, done.stderr
+    assert not (tmp_path / "no").exists()
