@@ -18,7 +18,7 @@ CFLAGS ?= -O3 -g
 ALL_CFLAGS = -std=c17 -D_GNU_SOURCE -I. $(WARN) $(CFLAGS) -ffp-contract=off -fno-omit-frame-pointer -pthread
 # DT_RPATH (not RUNPATH) so that a bundle's own libraries find each other
 LDFLAGS += -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/lib'
-LDLIBS := -ldnnl -ljansson -lmicrohttpd -luv -lpng -lcrypto -lz -lm -lpthread
+LDLIBS := -ldnnl -ljansson -lmicrohttpd -luv -lpng -ljpeg -lcrypto -lz -lm -lpthread
 ifeq ($(SAN),address)
 ALL_CFLAGS += -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined
 LDFLAGS += -fsanitize=address,undefined

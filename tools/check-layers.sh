@@ -24,7 +24,7 @@ bad=$(
     vendor 'dnnl|oneapi/dnnl' 'kernels/cpu/'
     vendor 'cuda|cublas|cudnn|nccl' 'kernels/cuda/'
     vendor 'microhttpd|uv\.h' 'server/'
-    vendor 'png\.h|openssl/' 'core/io/'
+    vendor 'png\.h|jpeglib\.h|jerror\.h|zlib\.h|openssl/' 'core/io/'
     vendor 'jansson' 'core/io/|proto/|server/cmd_'
 )
 [ -z "$bad" ] || { printf '%s\n' "$bad"; exit 1; }

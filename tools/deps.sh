@@ -5,7 +5,7 @@ set -eu
 need=""
 for purpose in "$@"; do
     case $purpose in
-    build) need="$need gcc libc6-dev make libmicrohttpd-dev libuv1-dev libjansson-dev libdnnl-dev libpng-dev zlib1g-dev libssl-dev" ;;
+    build) need="$need gcc libc6-dev make libmicrohttpd-dev libuv1-dev libjansson-dev libdnnl-dev libpng-dev libjpeg62-turbo-dev zlib1g-dev libssl-dev" ;;
     run) need="$need curl" ;;
     test) need="$need clang libclang-rt-14-dev python3 python3-pytest python3-yaml chromium chromium-driver python3-selenium" ;;
     *) echo "deps.sh: no purpose '$purpose'" >&2; exit 2 ;;
