@@ -42,9 +42,10 @@ static void give_up(struct job *j, const char *why) {
     longjmp(j->jump, 1);
 }
 
-// Warnings: only the one that means "the rest is missing" counts.
+// Warnings: only those that mean "the rest is missing" count: the file is over, or its end marker comes before all pixels.
 static void on_message(j_common_ptr c, int level) {
-    if (level < 0 && c->err->msg_code == JWRN_JPEG_EOF) give_up(c->client_data, "the file ends too early");
+    int code = c->err->msg_code;
+    if (level < 0 && (code == JWRN_JPEG_EOF || code == JWRN_HIT_MARKER)) give_up(c->client_data, "the file ends too early");
 }
 
 static void on_progress(j_common_ptr c) {
