@@ -1,11 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * config: what `sitd serve` was told. A flag beats the environment, which beats the config file, which beats the default.
- *
- * Each option has one name, "max-rows": the flag is --max-rows N (or --max-rows=N), the variable SITD_MAX_ROWS, the line in the
- * file `max-rows = N`. Lengths of time take ms, s, m or h (a bare number is seconds); sizes take K or M. An unknown flag or key
- * and a value out of range are errors that name the source; unknown SITD_* variables are not, since Kubernetes injects such names
- * for a service called sitd. Thread: start-up; afterwards read-only.
+ * config: what `sitd serve` was told (server/options.h: flags, SITD_* variables, a file). Thread: start-up; afterwards read-only.
  */
 #ifndef SITD_CONFIG_H
 #define SITD_CONFIG_H
@@ -13,9 +8,9 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#include "core/base/err.h"
+#include "server/options.h"
 
-#define CONFIG_TEXT 512
+#define CONFIG_TEXT OPTION_TEXT_SIZE
 #define CONFIG_OPTIONS 32
 
 struct config {
