@@ -11,9 +11,12 @@
 static const char help[] =
     "usage: sitd replay --model PATH [options] CASE...\n\n"
     "Runs recorded cases through a model and prints the error against what was recorded, one line each:\n"
-    "NAME rel_l2=... max_abs=... ok|FAIL. Exit status 1 if any fails.\n\n"
+    "NAME rel_l2=... max_abs=... ok|FAIL. Exit status 1 if any fails. Of a training case these are the numbers\n"
+    "of the gradient that is farthest off, followed by its name and by the error of the losses, which may be a\n"
+    "tenth of what gradients may.\n\n"
     "  --model PATH         a model directory, or a bare .pt or .safetensors\n"
-    "  --rtol R             relative L2 error allowed (default: 1e-5 forward, 1e-4 fixed steps, 1e-3 dopri5)\n"
+    "  --rtol R             relative L2 error allowed (default: 1e-5 forward, 1e-4 fixed steps and\n"
+    "                       gradients, 1e-3 dopri5)\n"
     "  --heads N            attention heads, instead of the case's\n"
     "  --backend NAME       cpu (default) or ref\n"
     "  --precision P        f32 (default) or bf16\n"
@@ -78,8 +81,11 @@ static bool run_case(struct replay *r, const char *path, double rtol) {
         printf("%.*s error: %s FAIL\n", length, name, e.text);
         return false;
     }
-    bool ok = result.finite && result.rel_l2 <= (rtol > 0 ? rtol : result.tolerance);
-    printf("%.*s rel_l2=%.3g max_abs=%.3g %s\n", length, name, result.rel_l2, result.max_abs, ok ? "ok" : "FAIL");
+    double most = rtol > 0 ? rtol : result.tolerance;
+    bool ok = result.finite && result.rel_l2 <= most && result.loss <= most / 10;
+    printf("%.*s rel_l2=%.3g max_abs=%.3g ", length, name, result.rel_l2, result.max_abs);
+    if (*result.worst) printf("worst=%s loss=%.3g ", result.worst, result.loss);
+    puts(ok ? "ok" : "FAIL");
     return ok;
 }
 

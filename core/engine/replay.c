@@ -151,7 +151,7 @@ int recorded_open(struct recorded *c, const struct replay *r, const char *input,
     c->numel = t->count / (size_t)c->n;
     float *y = NULL;
     int rc = replay_tensor(&c->x, c, input, 0, e);
-    if (rc == OK) rc = read_out(c, e);
+    if (rc == OK && strcmp(replay_meta(c, "kind"), "train") != 0) rc = read_out(c, e);
     if (rc == OK) rc = replay_tensor(&y, c, "y", (size_t)c->n, e);
     c->ours = mem_array((size_t)c->n * c->out_numel, sizeof *c->ours);
     c->y = mem_array((size_t)c->n, sizeof *c->y);
@@ -292,6 +292,7 @@ int replay_case(struct replay *r, const char *path, struct replay_result *result
     else if (!strcmp(kind, "forward")) rc = replay_forward(r, &c, result, e);
     else if (r->is_dir && strcmp(family, r->dir.desc.family))
         rc = err_param(e, E_CONFLICT, "family", "the case is of family \"%s\", the model of \"%s\"", family, r->dir.desc.family);
+    else if (!strcmp(kind, "train")) rc = replay_train(r, &c, result, e);
     else if (!strcmp(kind, "sample")) rc = replay_sample(r, &c, result, e);
     else rc = err_param(e, E_UNSUPPORTED, "kind", "the case's kind \"%s\" is not known here", kind);
     recorded_close(&c);

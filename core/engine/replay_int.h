@@ -53,6 +53,7 @@ void replay_conclude(struct replay_result *, const struct difference *, double t
 // here. replay_spec.c
 int replay_spec(struct sampler_spec *, struct sampler_model *, const struct recorded *, const struct model_desc *, struct err *);
 int replay_forward(struct replay *, struct recorded *, struct replay_result *, struct err *); // replay_forward.c
+int replay_train(struct replay *, struct recorded *, struct replay_result *, struct err *);   // replay_train.c
 int replay_vae(struct replay *, struct recorded *, struct replay_result *, struct err *);     // replay_vae.c
 
 #endif

@@ -4,9 +4,9 @@
  *
  * Two phases. The conditioning of all rows comes first, as a handful of wide products: timestep -> MLP, plus the label's vector,
  * SiLU, then ONE product that gives every block's modulation vectors and the final layer's (adaLN); or, for cross-attention, one
- * that gives every block's keys and values. Then k->rows walks the tokens by the listing of the design (adaln.c, in_context.c,
- * cross.c): each lane takes some rows through the whole network, so that on the CPU one row's activations stay in one core's
- * cache and no thread waits for another inside a forward pass.
+ * that gives every block's keys and values. Then k->rows walks the tokens (listing.c): each lane takes some rows through the
+ * whole network, so that on the CPU one row's activations stay in one core's cache and no thread waits for another inside a
+ * forward pass.
  *
  * The residual stream is in k->stream (float32 but on GPUs); what products read and write between (norm, qkv, attention, MLP) is
  * in k->act.
@@ -69,15 +69,17 @@ static int reserve_lines(struct dit *m, struct err *e) {
     size_t lines = KERN_ROUND_UP((size_t)m->max_rows, KERN_VEC), f = sizeof(float), C = (size_t)m->encoder.C;
     size_t side2 = (size_t)m->a.input_size * (size_t)m->a.input_size;
     bool adaln = m->n_mod > 0, cross = m->a.block == BLOCK_CROSS_ATTENTION;
-    size_t modulation = m->a.block_embedders ? m->mod_step * (size_t)m->n_mod : lines * (size_t)m->mod_ld;
+    size_t modulation = m->a.block_embedders ? m->encoder.mod_step * (size_t)m->n_mod : lines * (size_t)m->mod_ld;
     const struct wanted wanted[] = {
         {&m->x, lines * (size_t)m->a.in_channels * side2 * f},
         {&m->out, lines * (size_t)m->keep * side2 * f},
         {&m->t, lines * f},
         {&m->y, lines * sizeof *m->y},
         {&m->freq, lines * DIT_FREQUENCIES * f},
+        {&m->t_pre, m->flat ? lines * C * f : 0},
         {&m->t_hidden, lines * C * f},
         {&m->t_embed, lines * C * f},
+        {&m->c, m->flat && adaln ? lines * C * f : 0},
         {&m->silu_c, lines * C * f},
         {&m->modulation, adaln ? modulation * f : 0},
         {&m->zeros, adaln ? 0 : lines * C * f},
@@ -88,59 +90,85 @@ static int reserve_lines(struct dit *m, struct err *e) {
     return reserve_all(m, wanted, sizeof wanted / sizeof *wanted, e);
 }
 
-static int reserve_scratch(struct dit *m, struct err *e) {
-    size_t rows = (size_t)m->k->rows_scratch(m->k, m->max_rows), lines = rows * (size_t)m->L, f = sizeof(float),
-           act = kern_dtype_size(m->k->act);
-    size_t C = (size_t)m->encoder.C, D = (size_t)m->decoder.C, widest = larger(C, D),
-           mlp = larger((size_t)m->encoder.MLP, (size_t)m->decoder.MLP);
-    size_t patch2 = (size_t)m->P * (size_t)m->P;
+// Sampling: all blocks and the final layer share what few buffers one needs at a time.
+static int reserve_one_set(struct dit *m, size_t lines, struct err *e) {
+    size_t C = lines * larger((size_t)m->encoder.C, (size_t)m->decoder.C) * kern_dtype_size(m->k->act),
+           MLP = lines * larger((size_t)m->encoder.MLP, (size_t)m->decoder.MLP) * kern_dtype_size(m->k->act);
+    struct dit_set *s = &m->sets[0];
     const struct wanted wanted[] = {
-        {&m->patches, lines * (size_t)m->a.in_channels * patch2 * f},
-        {&m->stream, lines * C * kern_dtype_size(m->k->stream)},
-        {&m->decoder_stream, lines * D * kern_dtype_size(m->k->stream)},
-        {&m->last_out, lines * patch2 * (size_t)m->out_channels * f},
-        {&m->norm, lines * widest * act},
-        {&m->qkv, lines * 3 * widest * act},
-        {&m->attn, lines * widest * act},
-        {&m->hidden, lines * widest * act},
-        {&m->mlp, lines * mlp * act},
+        {&s->part[0].in, C}, {&s->part[0].out, C}, {&s->qkv, 3 * C}, {&s->attn, C}, {&s->mlp, MLP},
     };
+    if (reserve_all(m, wanted, sizeof wanted / sizeof *wanted, e)) return e->status;
+    for (int p = 1; p < PARTS; p++) s->part[p] = s->part[0];
+    s->q = s->qkv, s->cross = s->attn;
+    m->sets[1] = *s;
+    return OK;
+}
+
+static int reserve_part(struct dit *m, struct dit_part *p, size_t lines, bool work, struct err *e) {
+    size_t C = lines * (size_t)m->encoder.C * kern_dtype_size(m->k->act);
+    const struct wanted wanted[] = {{&p->in, C}, {&p->xhat, C}, {&p->rstd, lines * sizeof(float)}, {&p->out, work ? C : 0}};
     return reserve_all(m, wanted, sizeof wanted / sizeof *wanted, e);
 }
 
-struct dit_scratch dit_scratch_at(const struct dit *m, int s0) {
-    size_t stream = kern_dtype_size(m->k->stream);
-    size_t line = (size_t)s0 * (size_t)m->L, act = kern_dtype_size(m->k->act), patch2 = (size_t)m->P * (size_t)m->P;
-    size_t C = (size_t)m->encoder.C, D = (size_t)m->decoder.C, widest = larger(C, D),
-           mlp = larger((size_t)m->encoder.MLP, (size_t)m->decoder.MLP);
-    return (struct dit_scratch){
-        .patches = m->patches + line * (size_t)m->a.in_channels * patch2,
-        .stream = m->stream + line * C * stream,
-        .decoder_stream = D ? m->decoder_stream + line * D * stream : NULL,
-        .last_out = m->last_out + line * (size_t)m->out_channels * patch2,
-        .norm = m->norm + line * widest * act,
-        .qkv = m->qkv + line * 3 * widest * act,
-        .attn = m->attn + line * widest * act,
-        .hidden = m->hidden + line * widest * act,
-        .mlp = m->mlp + line * mlp * act,
-    };
+// Learning: nothing is shared within a set.
+static int reserve_sets(struct dit *m, size_t lines, struct err *e) {
+    size_t C = lines * (size_t)m->encoder.C * kern_dtype_size(m->k->act),
+           MLP = lines * (size_t)m->encoder.MLP * kern_dtype_size(m->k->act);
+    for (int i = 0; i < m->n_sets; i++) {
+        struct dit_set *s = &m->sets[i];
+        bool cross = dit_has_part(m, PART_CROSS);
+        const struct wanted wanted[] = {
+            {&s->qkv, 3 * C},
+            {&s->attn, C},
+            {&s->lse, lines * (size_t)m->encoder.H * sizeof(float)},
+            {&s->pre, MLP},
+            {&s->mlp, MLP},
+            {&s->q, cross ? C : 0},
+            {&s->cross, cross ? C : 0},
+        };
+        if (reserve_all(m, wanted, sizeof wanted / sizeof *wanted, e)) return e->status;
+        for (int p = 0; p < PARTS; p++)
+            if (dit_has_part(m, p) && reserve_part(m, &s->part[p], lines, true, e)) return e->status;
+    }
+    return reserve_part(m, &m->sets[m->n_sets].part[PART_SELF], lines, false, e);
 }
 
-static int reserve(struct dit *m, struct err *e) {
-    m->host_t = mem_array((size_t)m->max_rows * (m->a.diffusers ? DIT_FREQUENCIES : 1), sizeof *m->host_t);
-    if (!m->host_t) return err_set(e, E_NOMEM, "no memory for %d times", m->max_rows);
-    return reserve_lines(m, e) ? e->status : reserve_scratch(m, e);
+static int reserve_tokens(struct dit *m, bool recompute, struct err *e) {
+    int rows = m->flat ? m->max_rows : m->k->rows_scratch(m->k, m->max_rows);
+    size_t lines = (size_t)rows * (size_t)m->L, f = sizeof(float), patch2 = (size_t)m->P * (size_t)m->P;
+    size_t stream = lines * kern_dtype_size(m->k->stream), C = (size_t)m->encoder.C;
+    m->n_sets = m->flat && !recompute ? m->encoder.depth : 1;
+    m->sets = mem_array((size_t)m->n_sets + 1, sizeof *m->sets);
+    if (!m->sets) return err_set(e, E_NOMEM, "no memory for %d blocks' activations", m->n_sets);
+    const struct wanted wanted[] = {
+        {&m->patches, lines * (size_t)m->a.in_channels * patch2 * f},
+        {&m->stream, stream * C},
+        {&m->decoder_stream, stream * (size_t)m->decoder.C},
+        {&m->last_out, lines * patch2 * (size_t)m->out_channels * f},
+        {&m->inputs, recompute ? stream * C * (size_t)m->encoder.depth : 0},
+    };
+    if (reserve_all(m, wanted, sizeof wanted / sizeof *wanted, e)) return e->status;
+    return m->flat ? reserve_sets(m, lines, e) : reserve_one_set(m, lines, e);
 }
 
 // The gates of networks without gates.
 static int make_ones(struct dit *m, struct err *e) {
-    size_t C = (size_t)m->encoder.C;
-    float *ones = mem_array(C, sizeof *ones);
-    if (!ones) return err_set(e, E_NOMEM, "no memory for %zu ones", C);
-    for (size_t i = 0; i < C; i++) ones[i] = 1;
-    int rc = dit_buffer_from(m, &m->ones, ones, C, e);
+    size_t n = m->affine ? (size_t)m->encoder.C : (size_t)m->max_rows * (size_t)m->mod_ld;
+    if (m->a.block == BLOCK_ADALN_ZERO) return OK;
+    float *ones = mem_array(n, sizeof *ones);
+    if (!ones) return err_set(e, E_NOMEM, "no memory for %zu ones", n);
+    for (size_t i = 0; i < n; i++) ones[i] = 1;
+    int rc = dit_buffer_from(m, &m->ones, ones, n, e);
     mem_free(ones);
     return rc;
+}
+
+int dit_reserve(struct dit *m, bool recompute, struct err *e) {
+    m->host_t = mem_array((size_t)m->max_rows * (m->a.diffusers ? DIT_FREQUENCIES : 1), sizeof *m->host_t);
+    if (!m->host_t) return err_set(e, E_NOMEM, "no memory for %d times", m->max_rows);
+    if (reserve_lines(m, e) || reserve_tokens(m, recompute, e)) return e->status;
+    return make_ones(m, e);
 }
 
 /* ---- new and free ---- */
@@ -153,13 +181,9 @@ static struct dit_stage stage(int width, int heads, int depth, double mlp_ratio)
     return (struct dit_stage){.C = width, .H = heads, .depth = depth, .MLP = (int)llround(width * mlp_ratio)};
 }
 
-int dit_new(struct dit **out, struct kern *k, const struct arch *a, const struct tensor_table *w, int keep, int max_rows,
-            struct err *e) {
+int dit_begin(struct dit **out, struct kern *k, const struct arch *a, int keep, int max_rows, struct err *e) {
     *out = NULL;
-    struct err local = {0};
-    if (!e) e = &local;
     if (keep < 1 || keep > dit_channels(a)) return err_set(e, E_INTERNAL, "%d channels to keep of %d", keep, dit_channels(a));
-    if (arch_match(a, w, e)) return e->status;
     struct dit *m = mem_alloc(sizeof *m);
     if (!m) return err_set(e, E_NOMEM, "no memory for a model");
     int side = a->input_size / a->patch_size;
@@ -171,12 +195,23 @@ int dit_new(struct dit **out, struct kern *k, const struct arch *a, const struct
                       .keep = keep,
                       .max_rows = max_rows};
     m->L = m->T + (a->block == BLOCK_IN_CONTEXT ? DIT_CONTEXT : 0);
+    m->affine = a->block == BLOCK_IN_CONTEXT || a->block == BLOCK_CROSS_ATTENTION;
     m->eps_mlp = a->diffusers ? DIT_EPS_MLP_DIFFUSERS : DIT_EPS;
     m->encoder = stage(a->hidden_size, a->num_heads, a->depth, a->mlp_ratio);
     if (a->decoder.depth) m->decoder = stage(a->decoder.hidden_size, a->decoder.num_heads, a->decoder.depth, a->mlp_ratio);
+    *out = m;
+    return OK;
+}
+
+int dit_new(struct dit **out, struct kern *k, const struct arch *a, const struct tensor_table *w, int keep, int max_rows,
+            struct err *e) {
+    struct dit *m;
+    struct err local = {0};
+    *out = NULL;
+    if (!e) e = &local;
+    if (arch_match(a, w, e) || dit_begin(&m, k, a, keep, max_rows, e)) return e->status;
     int rc = dit_load(m, w, e);
-    if (rc == OK) rc = make_ones(m, e);
-    if (rc == OK) rc = reserve(m, e);
+    if (rc == OK) rc = dit_reserve(m, false, e);
     if (rc == OK && k->graph_begin) rc = record(m, e);
     if (rc != OK) return dit_free(m), rc;
     *out = m;
@@ -189,7 +224,8 @@ void dit_free(struct dit *m) {
         if (m->graphs[i]) m->k->graph_free(m->k, m->graphs[i]);
     for (int i = 0; i < m->n_layers; i++) m->k->linear_free(m->k, m->layers[i]);
     for (int i = 0; i < m->n_buffers; i++) m->k->free(m->k, m->buffers[i]);
-    void *host[] = {m->encoder.blocks, m->decoder.blocks, m->embedders, m->mod, m->host_t, m->graphs, m->layers, m->buffers};
+    void *host[] = {m->encoder.blocks, m->decoder.blocks, m->embedders, m->mod,    m->sets,
+                    m->host_t,         m->graphs,         m->layers,    m->buffers};
     for (size_t i = 0; i < sizeof host / sizeof *host; i++) mem_free(host[i]);
     mem_free(m);
 }
@@ -206,32 +242,33 @@ static void diffusers_features(float *out, float t) {
     }
 }
 
+int dit_units(int lines) { return KERN_ROUND_UP(lines, KERN_VEC) / KERN_VEC; }
+
 // Timestep vectors of all R rows by one embedder, t_embed.
 static int embed_time(struct dit *m, const struct dit_embedder *em, int units) {
     struct kern *k = m->k;
-    TRY(k->linear(k, em->t1, m->t_hidden, m->freq, units, NULL));
-    return k->linear(k, em->t2, m->t_embed, m->t_hidden, units, NULL);
+    TRY(k->linear(k, em->t1.run, m->t_hidden, m->freq, units, m->t_pre));
+    return k->linear(k, em->t2.run, m->t_embed, m->t_hidden, units, NULL);
 }
 
 // One embedder's timestep and label of all R rows -> modulation vectors at `to`.
-static int modulate(struct dit *m, const struct dit_embedder *em, struct kern_linear *mod, float *to, int R) {
+static int modulate(struct dit *m, const struct dit_embedder *em, const struct dit_linear *mod, float *to, int R) {
     struct kern *k = m->k;
-    int units = KERN_ROUND_UP(R, KERN_VEC) / KERN_VEC;
-    TRY(embed_time(m, em, units));
-    TRY(k->condition(k, m->silu_c, m->t_embed, em->labels, m->y, R, m->encoder.C, NULL));
-    return k->linear(k, mod, to, m->silu_c, units, NULL);
+    TRY(embed_time(m, em, dit_units(R)));
+    TRY(k->condition(k, m->silu_c, m->t_embed, em->labels, m->y, R, m->encoder.C, m->c));
+    return k->linear(k, mod->run, to, m->silu_c, dit_units(R), NULL);
 }
 
 // The vectors of timestep and label, each by itself, and for cross-attention all blocks' keys and values of them.
 static int embed_tokens(struct dit *m, int R) {
     struct kern *k = m->k;
     int C = m->encoder.C;
-    TRY(embed_time(m, m->embedders, KERN_ROUND_UP(R, KERN_VEC) / KERN_VEC));
+    TRY(embed_time(m, m->embedders, dit_units(R)));
     TRY(k->condition(k, m->silu_c, m->zeros, m->embedders->labels, m->y, R, C, m->y_embed)); // silu_c is not used
-    if (!m->kv) return KERN_OK;
+    if (!m->kv.run) return KERN_OK;
     TRY(k->set_token(k, m->context, KERN_F32, m->t_embed, R, DIT_CONTEXT, C, 0));
     TRY(k->set_token(k, m->context, KERN_F32, m->y_embed, R, DIT_CONTEXT, C, 1));
-    return k->linear(k, m->kv, m->context_kv, m->context, KERN_ROUND_UP(R * DIT_CONTEXT, KERN_VEC) / KERN_VEC, NULL);
+    return k->linear(k, m->kv.run, m->context_kv, m->context, dit_units(R * DIT_CONTEXT), NULL);
 }
 
 static int conditioning(struct dit *m, int R) {
@@ -239,18 +276,14 @@ static int conditioning(struct dit *m, int R) {
     if (m->n_mod == 0) return embed_tokens(m, R);
     for (int i = 0; i < m->n_mod; i++) { // the final layer's, the last, is conditioned by the first embedder
         const struct dit_embedder *em = &m->embedders[i < m->n_embedders ? i : 0];
-        TRY(modulate(m, em, m->mod[i], m->modulation + (size_t)i * m->mod_step, R));
+        TRY(modulate(m, em, &m->mod[i], m->modulation + (size_t)i * m->encoder.mod_step, R));
     }
     return KERN_OK;
 }
 
 static int evaluate(struct dit *m, int R) {
-    static kern_rows_fn *const listings[BLOCK_COUNT] = {[BLOCK_ADALN_ZERO] = adaln_rows,
-                                                        [BLOCK_ADALN] = adaln_rows,
-                                                        [BLOCK_CROSS_ATTENTION] = cross_rows,
-                                                        [BLOCK_IN_CONTEXT] = in_context_rows};
     TRY(conditioning(m, R));
-    return m->k->rows(m->k, R, listings[m->a.block], m);
+    return m->k->rows(m->k, R, dit_rows, m);
 }
 
 /* ---- graphs ----

@@ -4,13 +4,16 @@
  *
  * Every weight is checked to be finite on its way: the exponent bits tell, whatever the type. Weights in float32, float16 and
  * bfloat16 go to linear_new as they lie; others, stacks of unlike types and negated ones go through float32.
+ *
+ * A network that learns has its weights in one flat array on the back end (struct dit_flat), over which layers and tables are
+ * laid by the same names; the table of tensors is then empty.
  */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "core/base/mem.h"
-#include "core/model/dit_int.h"
+#include "core/model/dit_train_int.h"
 
 typedef char layer_name[96];
 
@@ -104,19 +107,36 @@ static int own_layer(struct dit *m, struct kern_linear *layer, struct err *e) {
     return OK;
 }
 
-static int make_linear(struct dit *m, struct kern_linear **out, const struct kern_linear_spec *spec, const void *w,
-                       const float *b, struct err *e) {
+static int make_linear(struct dit *m, struct dit_linear *out, const struct kern_linear_spec *spec, const void *w, const float *b,
+                       struct err *e) {
     struct kern_linear *layer;
     int rc = m->k->linear_new(m->k, spec, w, b, &layer);
     if (rc) return dit_failed(m, rc, e);
     if (own_layer(m, layer, e)) return e->status;
-    *out = layer;
+    out->run = layer;
     m->bytes += (size_t)spec->out * (size_t)spec->in * kern_dtype_size(spec->x_f32 && spec->y_f32 ? KERN_F32 : m->k->act);
     return OK;
 }
 
-static int linear_load(struct dit *m, struct kern_linear **out, const struct tensor_table *w, const struct parts *p,
+// Over the flat array, where the parts lie one after the other.
+static int wrap_linear(struct dit *m, struct dit_linear *out, const struct parts *p, const struct kern_linear_spec *spec,
+                       struct err *e) {
+    char name[128];
+    snprintf(name, sizeof name, "%s.weight", p->names[0]);
+    const struct dit_param *w = dit_flat_find(m->flat, name);
+    snprintf(name, sizeof name, "%s.bias", p->names[0]);
+    const struct dit_param *b = dit_flat_find(m->flat, name);
+    if (!w || !b) return err_param(e, E_INTERNAL, name, "tensor '%s' has no place in the flat array", name);
+    int rc = m->k->linear_wrap(m->k, spec, m->flat->weights + w->offset, m->flat->weights + b->offset, &out->run);
+    if (rc) return dit_failed(m, rc, e);
+    out->w = w->offset, out->b = b->offset;
+    m->bytes += (size_t)spec->out * (size_t)spec->in * kern_dtype_size(spec->x_f32 && spec->y_f32 ? KERN_F32 : m->k->act);
+    return own_layer(m, out->run, e);
+}
+
+static int linear_load(struct dit *m, struct dit_linear *out, const struct tensor_table *w, const struct parts *p,
                        struct kern_linear_spec spec, struct err *e) {
+    if (m->flat) return wrap_linear(m, out, p, &spec, e);
     const struct tensor **t = mem_array((size_t)p->n * 2, sizeof(const struct tensor *));
     struct stack weight = {0};
     float *b = NULL;
@@ -138,7 +158,7 @@ static int linear_load(struct dit *m, struct kern_linear **out, const struct ten
     return rc;
 }
 
-static int one_linear(struct dit *m, struct kern_linear **out, const struct tensor_table *w, const char *prefix, const char *name,
+static int one_linear(struct dit *m, struct dit_linear *out, const struct tensor_table *w, const char *prefix, const char *name,
                       struct kern_linear_spec spec, struct err *e) {
     layer_name whole[1];
     snprintf(whole[0], sizeof whole[0], "%s%s", prefix, name);
@@ -189,6 +209,10 @@ static int load_labels(struct dit *m, struct dit_embedder *em, const struct tens
     float *host = NULL;
     int C = m->encoder.C, classes = m->a.num_classes;
     snprintf(name, sizeof name, "%sy_embedder.embedding_table.weight", prefix);
+    if (m->flat) {
+        em->at = dit_flat_find(m->flat, name)->offset;
+        return em->labels = m->flat->weights + em->at, OK;
+    }
     int rc = floats(&host, w, name, e);
     if (rc == OK && m->a.one_hot) rc = labels_upright(&host, C, classes, e);
     size_t rows = (size_t)classes + (m->a.one_hot || m->a.class_dropout ? 1 : 0);
@@ -222,7 +246,7 @@ static int load_embedders(struct dit *m, const struct tensor_table *w, struct er
 
 /* ---- conditioning ---- */
 
-// Every block's and the final layer's modulation as one product. Without gates a row ends in C ones, which stand for all of them.
+// Every block's and the final layer's modulation as one product.
 static int load_modulation(struct dit *m, const struct tensor_table *w, struct err *e) {
     int C = m->encoder.C, D = m->decoder.C, per_block = (m->a.block == BLOCK_ADALN ? 4 : 6) * C, n = 0;
     layer_name *names = mem_array((size_t)(m->encoder.depth + m->decoder.depth) + 2, sizeof *names);
@@ -231,10 +255,11 @@ static int load_modulation(struct dit *m, const struct tensor_table *w, struct e
     if (m->decoder.depth) snprintf(names[n++], sizeof *names, "decoder_layer.adaLN_modulation.1");
     for (int i = 0; i < m->decoder.depth; i++) snprintf(names[n++], sizeof *names, "decoder_blocks.%d.adaLN_modulation.1", i);
     snprintf(names[n++], sizeof *names, "final_layer.adaLN_modulation.1");
-    struct parts p = {.names = (const layer_name *)names, .n = n, .ones = m->a.block == BLOCK_ADALN ? C : 0};
-    m->mod_step = (size_t)per_block;
-    m->mod_ones = per_block * m->encoder.depth + 2 * C;
-    m->mod_ld = m->mod_ones + (m->decoder.depth ? 6 * D * m->decoder.depth + 2 * D : 0) + p.ones;
+    struct parts p = {.names = (const layer_name *)names, .n = n};
+    m->encoder.mod_step = (size_t)per_block;
+    m->mod_ld = per_block * m->encoder.depth + 2 * C;
+    m->decoder.mod_first = (size_t)m->mod_ld, m->decoder.mod_step = 6 * (size_t)D;
+    if (m->decoder.depth) m->mod_ld += 6 * D * m->decoder.depth + 2 * D;
     struct kern_linear_spec spec = {.out = m->mod_ld, .in = C, .unit = KERN_VEC, .x_f32 = true, .y_f32 = true};
     int rc = linear_load(m, &m->mod[0], w, &p, spec, e);
     mem_free(names);
@@ -245,7 +270,7 @@ static int load_modulation(struct dit *m, const struct tensor_table *w, struct e
 static int load_block_modulations(struct dit *m, const struct tensor_table *w, struct err *e) {
     int C = m->encoder.C, lines = KERN_ROUND_UP(m->max_rows, KERN_VEC);
     m->mod_ld = 6 * C;
-    m->mod_step = (size_t)lines * 6 * (size_t)C;
+    m->encoder.mod_step = (size_t)lines * 6 * (size_t)C;
     for (int i = 0; i < m->n_mod; i++) {
         layer_name name[1];
         bool final = i == m->n_mod - 1;
@@ -269,19 +294,27 @@ static int load_keys_values(struct dit *m, const struct tensor_table *w, struct 
     return rc;
 }
 
-static bool is_affine(const struct arch *a) { return a->block == BLOCK_IN_CONTEXT || a->block == BLOCK_CROSS_ATTENTION; }
-
 static int load_conditioning(struct dit *m, const struct tensor_table *w, struct err *e) {
     if (load_embedders(m, w, e)) return e->status;
     if (m->a.block == BLOCK_CROSS_ATTENTION) return load_keys_values(m, w, e);
-    if (is_affine(&m->a)) return OK;
+    if (m->affine) return OK;
     m->n_mod = m->a.block_embedders ? m->a.depth + 1 : 1;
-    m->mod = mem_array((size_t)m->n_mod, sizeof(struct kern_linear *));
+    m->mod = mem_array((size_t)m->n_mod, sizeof *m->mod);
     if (!m->mod) return err_set(e, E_NOMEM, "no memory to load the modulation");
     return m->a.block_embedders ? load_block_modulations(m, w, e) : load_modulation(m, w, e);
 }
 
 /* ---- blocks ---- */
+
+static void lay_affine(const struct dit *m, struct dit_affine *n, const char *prefix, const char *name) {
+    char whole[128];
+    snprintf(whole, sizeof whole, "%s%s.weight", prefix, name);
+    n->w = dit_flat_find(m->flat, whole)->offset;
+    snprintf(whole, sizeof whole, "%s%s.bias", prefix, name);
+    n->b = dit_flat_find(m->flat, whole)->offset;
+    n->scale = m->flat->norm_scale + (n->w - m->flat->norms);
+    n->shift = m->flat->weights + n->b;
+}
 
 static int load_affine(struct dit *m, struct dit_affine *n, const struct tensor_table *w, const char *prefix, const char *name,
                        struct err *e) {
@@ -289,6 +322,7 @@ static int load_affine(struct dit *m, struct dit_affine *n, const struct tensor_
     float *host = NULL;
     size_t C = (size_t)m->encoder.C;
     snprintf(whole, sizeof whole, "%s%s.weight", prefix, name);
+    if (m->flat) return lay_affine(m, n, prefix, name), OK;
     int rc = floats(&host, w, whole, e);
     for (size_t i = 0; rc == OK && i < C; i++) host[i] -= 1; // the ops multiply by 1 + scale
     if (rc == OK) rc = dit_buffer_from(m, &n->scale, host, C, e);
@@ -304,7 +338,7 @@ static int load_affine(struct dit *m, struct dit_affine *n, const struct tensor_
 static int load_block(struct dit *m, const struct dit_stage *g, struct dit_block *b, const struct tensor_table *w,
                       const char *prefix, struct err *e) {
     struct {
-        struct kern_linear **out;
+        struct dit_linear *out;
         const char *name;
         int rows, cols;
         enum kern_act act;
@@ -318,9 +352,10 @@ static int load_block(struct dit *m, const struct dit_stage *g, struct dit_block
         struct kern_linear_spec spec = {.out = layers[i].rows, .in = layers[i].cols, .unit = m->L, .act = layers[i].act};
         if (one_linear(m, layers[i].out, w, prefix, layers[i].name, spec, e)) return e->status;
     }
-    if (!is_affine(&m->a)) return OK;
-    if (load_affine(m, &b->norm1, w, prefix, "norm1", e) || load_affine(m, &b->norm2, w, prefix, "norm2", e)) return e->status;
-    return cross ? load_affine(m, &b->norm_cross, w, prefix, "norm_cross", e) : OK;
+    static const char *const norms[PARTS] = {[PART_SELF] = "norm1", [PART_CROSS] = "norm_cross", [PART_MLP] = "norm2"};
+    for (int p = 0; m->affine && p < PARTS; p++)
+        if (dit_has_part(m, p) && load_affine(m, &b->norm[p], w, prefix, norms[p], e)) return e->status;
+    return OK;
 }
 
 static int load_stage(struct dit *m, struct dit_stage *g, const struct tensor_table *w, const char *blocks, struct err *e) {
@@ -336,14 +371,15 @@ static int load_stage(struct dit *m, struct dit_stage *g, const struct tensor_ta
 
 static int load_ends(struct dit *m, const struct tensor_table *w, struct err *e) {
     int C = m->encoder.C, patch2 = m->P * m->P, last_in = m->decoder.depth ? m->decoder.C : C;
-    struct kern_linear_spec patch = {.out = C, .in = m->a.in_channels * patch2, .unit = m->T, .x_f32 = true, .y_f32 = true, .y_stream = true};
+    struct kern_linear_spec patch = {
+        .out = C, .in = m->a.in_channels * patch2, .unit = m->T, .x_f32 = true, .y_f32 = true, .y_stream = true};
     struct kern_linear_spec last = {.out = m->out_channels * patch2, .in = last_in, .unit = m->T, .y_f32 = true};
     static const layer_name last_name[1] = {"final_layer.linear"};
     if (one_linear(m, &m->patch, w, "", "x_embedder.proj", patch, e)) return e->status;
     if (linear_load(m, &m->last, w, &(struct parts){.names = last_name, .n = 1, .negated = m->a.negated}, last, e))
         return e->status;
     if (load_positions(m, &m->pos, w, "pos_embed", C, e)) return e->status;
-    return is_affine(&m->a) ? load_affine(m, &m->norm_final, w, "", "final_layer.norm_final", e) : OK;
+    return m->affine ? load_affine(m, &m->norm_final, w, "", "final_layer.norm_final", e) : OK;
 }
 
 static int load_decoder(struct dit *m, const struct tensor_table *w, struct err *e) {

@@ -14,6 +14,8 @@ for weights in "$golden/sit-tiny.pt" "$golden/sit-tiny.safetensors"; do replay "
 replay "$golden/sit-tiny-bf16-bare.pt" --rtol 2e-2 "$golden"/sit-tiny.forward.safetensors
 for weights in "$golden/dit-tiny.pt" "$golden/dit-tiny.safetensors"; do replay "$weights" "$golden"/dit-tiny.forward.safetensors "$golden"/dit.dd*.safetensors; done
 for weights in "$golden/maskdit-tiny.pt" "$golden/maskdit-tiny.safetensors"; do replay "$weights" "$golden"/maskdit-tiny.forward.safetensors "$golden"/maskdit.edm.*.safetensors; done
+replay "$golden/sit-tiny.safetensors" "$golden"/train.[GLV]*.safetensors
+replay "$golden/dit-tiny.safetensors" "$golden"/train.dit.*.safetensors
 replay "$golden/dit-diffusers-tiny" "$golden/dit-diffusers-tiny.forward.safetensors"
 replay "$golden/vae-tiny" "$golden/vae-tiny.golden.safetensors"
 # One recording cannot be met to 1e-3, by torchdiffeq neither: its accept/reject decisions sit on rounding (PITFALLS.md). It gets a bound of its own.

@@ -53,6 +53,37 @@ TEST(golden_designs_forward) {
     }
 }
 
+// Losses and gradients, recorded in float64.
+static void learns_as_recorded(const char *model, const char *path) {
+    static const char *const backends[] = {"ref", "cpu"};
+    for (int i = 0; i < 2; i++) {
+        struct kern *k = open_kern(backends[i]);
+        struct replay_result result;
+        struct replay *r;
+        struct err e = {0};
+        CHECK_OK(replay_open(&r, k, model, 0, &e), &e);
+        CHECK_OK(replay_case(r, path, &result, &e), &e);
+        if (!result.finite || !(result.rel_l2 <= 1e-5) || !(result.loss <= 1e-6))
+            test_fail(__FILE__, __LINE__, "%s on %s: gradient of %s %g, loss %g", path, k->name, result.worst, result.rel_l2,
+                      result.loss);
+        replay_close(r);
+        kern_close(k);
+    }
+}
+
+TEST(golden_train_sit) {
+    static const char *const cases[] = {"Linear.velocity.None", "GVP.noise.likelihood", "VP.score.velocity",
+                                        "Linear.score.likelihood"};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char path[96];
+        snprintf(path, sizeof path, "tests/golden/train/train.%s.safetensors", cases[i]);
+        learns_as_recorded("tests/golden/sit-tiny.safetensors", path);
+    }
+}
+TEST(golden_train_dit) {
+    learns_as_recorded("tests/golden/dit-tiny.safetensors", "tests/golden/train/train.dit.hybrid.safetensors");
+}
+
 // The bundled model stores the recorded one's weights in float16.
 TEST(golden_bundled_dit_forward) {
     struct kern *k = open_kern("cpu");

@@ -16,6 +16,7 @@
 #define SIT "tests/golden/sit-tiny.safetensors"
 #define FORWARD "tests/golden/sit-tiny.forward.safetensors"
 #define SDE "tests/golden/transport/Linear.velocity.sde.Euler.sigma.Mean.cfg4.0.safetensors"
+#define TRAIN "tests/golden/train/train.GVP.noise.likelihood.safetensors"
 #define BUNDLED "deploy/models/fashion-sit"
 #define PICTURES "tests/golden/fashion/fashion.ode.euler.cfg4.0.safetensors"
 
@@ -104,6 +105,16 @@ TEST(replay_refuses_what_it_cannot_run) {
         {FORWARD, "y", E_RANGE, {.tensor = "y", .fill = (double)NAN}},
         {FORWARD, "out", E_CONFLICT, {.cut = "out", .rows = 3}},
         {FORWARD, "t", E_FORMAT, {.cut = "t", .rows = 3}},
+        {TRAIN, "path", E_UNSUPPORTED, {.key = "path", .value = "Cosine"}},
+        {TRAIN, "prediction", E_UNSUPPORTED, {.key = "prediction"}},
+        {TRAIN, "loss_weight", E_UNSUPPORTED, {.key = "loss_weight", .value = "lognormal"}},
+        {TRAIN, "family", E_UNSUPPORTED, {.key = "family", .value = "maskdit"}},
+        {TRAIN, "t", E_RANGE, {.tensor = "t", .fill = 1.5}},
+        {TRAIN, "t", E_RANGE, {.tensor = "t", .fill = (double)NAN}},
+        {TRAIN, "y", E_RANGE, {.tensor = "y", .fill = 11}},
+        {TRAIN, "x0", E_FORMAT, {.cut = "x0", .rows = 3}},
+        {TRAIN, "loss", E_FORMAT, {.cut = "loss", .rows = 3}},
+        {TRAIN, "grad.final_layer.linear.bias", E_FORMAT, {.cut = "grad.final_layer.linear.bias", .rows = 3}},
         {SDE, "path", E_UNSUPPORTED, {.key = "path", .value = "Cosine"}},
         {SDE, "path", E_UNSUPPORTED, {.key = "path"}},
         {SDE, "prediction", E_UNSUPPORTED, {.key = "prediction", .value = "x1"}},
