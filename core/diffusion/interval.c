@@ -19,6 +19,10 @@
  * the first (the noise scaled as at home) to where it has the second, and one more evaluation there then gives x1-hat, unless the
  * run's last step was to begin earlier anyway.
  *
+ * VP itself begins with a little of the data, alpha/sigma = 0.0066, where a velocity model on linear or GVP begins with noise alone. An ODE that
+ * started there from the noise would follow another trajectory than the model's own path gives (3e-2 of the picture on fashion-sit). One exponential
+ * step leads there: x = alpha x1-hat + sigma x0, x1-hat the model's answer to x0 at its t = 0, exact to the square of 0.0066.
+ *
  * Steps of x1-hat (exponential, dpmpp2m, ddim) use neither velocities nor scores. They go to t = 1 on every path, since the last one
  * returns x1-hat; only the network is not asked beyond what it knows.
  */
@@ -46,6 +50,7 @@ static const char *const texts[NOTE_COUNT] = {
     [NOTE_EDM_END + PATH_LINEAR] = "The model knows sigma down to 0.002, which is t = 0.9980 of the linear path.",
     [NOTE_EDM_END + PATH_GVP] = "The model knows sigma down to 0.002, which is t = 0.9987 of the gvp path.",
     [NOTE_DENOISE] = "The result is the model's estimate of the data at the last time, one evaluation more than the steps make.",
+    [NOTE_VP_LEAD] = "The vp path begins with alpha/sigma = 0.0066; one evaluation more leads there from the model's pure noise.",
 };
 
 const char *interval_note(enum note n) { return texts[n]; }
@@ -104,5 +109,6 @@ void interval_of(const struct sampler_spec *spec, const struct sampler_model *m,
         end_of(spec, m, iv);
         end_at_range(spec, m, iv);
     }
+    if (solver_leads(spec, m)) note(iv, NOTE_VP_LEAD);
     if (solver_denoises(spec, m)) note(iv, NOTE_DENOISE);
 }

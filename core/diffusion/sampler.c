@@ -50,6 +50,10 @@ bool solver_denoises(const struct sampler_spec *spec, const struct sampler_model
     return spec->type == SAMPLER_ODE && spec->denoise && !solver_exponential(spec, m);
 }
 
+bool solver_leads(const struct sampler_spec *spec, const struct sampler_model *m) {
+    return spec->type == SAMPLER_ODE && spec->path == PATH_VP && m->kind == MODEL_PATH && m->path != PATH_VP && m->prediction == PRED_VELOCITY;
+}
+
 enum path_kind sampler_home_path(const struct sampler_model *m) {
     return m->kind == MODEL_DISCRETE ? PATH_VP : m->kind == MODEL_EDM ? PATH_LINEAR : m->path;
 }
@@ -97,11 +101,11 @@ int sampler_notes(const struct sampler_spec *spec, const struct sampler_model *m
 }
 
 int sampler_evaluations(const struct sampler_spec *spec, const struct sampler_model *model) {
-    int last = solver_denoises(spec, model);
-    if (solver_adaptive(spec)) return (spec->max_evaluations < DOPRI5_ESTIMATE ? spec->max_evaluations : DOPRI5_ESTIMATE) + last;
+    int ends = solver_leads(spec, model) + solver_denoises(spec, model);
+    if (solver_adaptive(spec)) return (spec->max_evaluations < DOPRI5_ESTIMATE ? spec->max_evaluations : DOPRI5_ESTIMATE) + ends;
     if (spec->type == SAMPLER_EDM) return edm_evaluations(spec);
-    if (solver_exponential(spec, model) || solver_discrete(spec, model)) return spec->steps;
-    if (spec->type == SAMPLER_ODE) return spec->steps * ode_stages(spec->method) + last;
+    if (solver_exponential(spec, model) || solver_discrete(spec, model)) return spec->steps + ends;
+    if (spec->type == SAMPLER_ODE) return spec->steps * ode_stages(spec->method) + ends;
     int n = sde_steps(spec);
     return n * ode_stages(spec->method) + (spec->steps - n);
 }
@@ -177,7 +181,7 @@ int sampler_start(struct sampler *s, const struct sampler_spec *spec, const stru
         s->t0 = s->t = (float)iv.t0;
         s->t1 = (float)iv.t1;
     }
-    s->estimate = sampler_evaluations(spec, model);
+    s->estimate = sampler_evaluations(spec, model) - (start_given && solver_leads(spec, model));
     s->keep[0] = start_scale(s);
     s->keep[1] = start_given;
     s->phase = start_given && s->keep[0] == 1 ? PHASE_RUN : PHASE_START;
@@ -189,6 +193,19 @@ static int begin(struct sampler *s, struct sampler_step *out) {
     if (s->keep[1] != 0) as->c[SAMPLER_X] = s->keep[0];
     else as->c_noise = s->keep[0];
     out->time = s->t0;
+    s->phase = s->keep[1] == 0 && solver_leads(&s->spec, &s->model) ? PHASE_LEAD : PHASE_RUN;
+    return 1;
+}
+
+// From pure noise to where the path begins.
+static int lead(struct sampler *s, struct sampler_step *out) {
+    struct convert_net net;
+    struct path_at at;
+    path_eval(s->spec.path, s->t0, &at);
+    sampler_ask_net(s, out, SAMPLER_X, 0, 1, &net);
+    struct sampler_assign *as = sampler_assign_to(out, SAMPLER_X);
+    as->c[SAMPLER_X] = at.sigma;
+    sampler_add(as, SAMPLER_X, at.alpha, net.data);
     s->phase = PHASE_RUN;
     return 1;
 }
@@ -234,7 +251,7 @@ int sampler_next(struct sampler *s, const double *norms, struct sampler_step *ou
     out->guidance = 1;
     if (s->phase == PHASE_START) return begin(s, out);
     if (s->phase == PHASE_DONE) return 0;
-    int rc = s->phase == PHASE_DENOISE ? denoise(s, out) : family_next(s, norms, out, err);
+    int rc = s->phase == PHASE_LEAD ? lead(s, out) : s->phase == PHASE_DENOISE ? denoise(s, out) : family_next(s, norms, out, err);
     if (rc == 0 && solver_denoises(&s->spec, &s->model)) rc = denoise(s, out);
     if (rc == 0) s->phase = PHASE_DONE;
     if (rc <= 0) return rc;

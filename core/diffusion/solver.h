@@ -13,7 +13,7 @@
 #define COL_K(i) (2 + (i))
 #define SOLVER_STAGES 7
 
-enum { PHASE_START, PHASE_RUN, PHASE_DENOISE, PHASE_DONE }; // of struct sampler
+enum { PHASE_START, PHASE_LEAD, PHASE_RUN, PHASE_DENOISE, PHASE_DONE }; // of struct sampler
 #define SOLVER_EPS 1e-3                      // by how much a singular end is moved (SiT's sample_eps)
 
 // interval.c: where a run begins and ends, and what moved
@@ -30,6 +30,7 @@ enum note {
     NOTE_EDM_START = NOTE_DISCRETE_END + PATH_COUNT,
     NOTE_EDM_END = NOTE_EDM_START + PATH_COUNT,
     NOTE_DENOISE = NOTE_EDM_END + PATH_COUNT,
+    NOTE_VP_LEAD,
     NOTE_COUNT
 };
 struct interval {
@@ -45,6 +46,8 @@ bool solver_adaptive(const struct sampler_spec *);
 bool solver_exponential(const struct sampler_spec *, const struct sampler_model *); // steps of x1-hat over a path's time
 bool solver_discrete(const struct sampler_spec *, const struct sampler_model *);    // ddpm, ddim along the model's own schedule
 bool solver_denoises(const struct sampler_spec *, const struct sampler_model *);    // an evaluation more at the end
+
+bool solver_leads(const struct sampler_spec *, const struct sampler_model *);       // an evaluation more at the beginning
 
 // ode.c: explicit Runge-Kutta in general. Stage i is evaluated at t + c[i] h; y_i = x + h sum_j a[i][j] k_j; x += h sum_j b[j]
 // k_j.

@@ -122,8 +122,14 @@ static void check_velocity(struct gauss *g, enum path_kind path) {
         double before[3];
         memcpy(before, x.col[SAMPLER_X], sizeof before);
         if (f64_exec_step(&x, &s, &st, &e) != 1) break;
-        struct path_at at;
+        struct path_at at, pure = gauss_at(0, 1);
         path_eval(path, st.time, &at);
+        if (s.h == 0) { // not yet a step: from the noise to where vp begins
+            CHECK(path == PATH_VP && g->model.path != PATH_VP && g->model.prediction == PRED_VELOCITY);
+            for (int i = 0; i < 3; i++)
+                CHECK_NEAR(x.col[SAMPLER_X][i], at.alpha * gauss_data(g, &pure, before[i]) + at.sigma * before[i], 1e-12);
+            continue;
+        }
         for (int i = 0; i < 3; i++) {
             double v = gauss_velocity(g, &at, before[i]);
             double scale =
