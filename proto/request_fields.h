@@ -35,6 +35,7 @@ enum request_field {
     FIELD_SPACING,
     FIELD_ETA,
     FIELD_CLIP,
+    FIELD_DENOISE,
     FIELD_CHURN,
     FIELD_S_MIN,
     FIELD_S_MAX,
@@ -65,7 +66,7 @@ struct request {
     int64_t n, seed_index, steps, max_evaluations, compression, timeout_ms, priority;
     uint64_t seed;
     int interpolant, rng, type, method, w_t, last_step, format, spacing; // enum values
-    bool clip;
+    bool clip, denoise;
     double w_t_scale, w_t_eta, last_step_size, atol, rtol, eta, churn, s_min, s_max, s_noise, rho, sigma_min, sigma_max;
     struct sampler_curve knots; // of w_t, where that is W_KNOTS
     double scale, interval[2];

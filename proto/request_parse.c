@@ -314,6 +314,7 @@ static const struct field fields[] = {
     {"sampler", "spacing", read_name, FIELD_SPACING, AT(spacing), .names = spacings},
     {"sampler", "eta", read_real, FIELD_ETA, AT(eta), .min = 0, .max = 1},
     {"sampler", "clip", read_bool, .id = FIELD_CLIP, .offset = AT(clip)},
+    {"sampler", "denoise", read_bool, .id = FIELD_DENOISE, .offset = AT(denoise)},
     {"sampler", "churn", read_real, FIELD_CHURN, AT(churn), .min = 0, .max = 1e6},
     {"sampler", "s_min", read_real, FIELD_S_MIN, AT(s_min), .min = 0, .max = 1e6},
     {"sampler", "s_max", read_real, FIELD_S_MAX, AT(s_max), .min = 0, .max = 1e6},

@@ -12,6 +12,7 @@
 #include "core/base/mem.h"
 #include "proto/near.h"
 #include "proto/request_fields.h"
+#include "proto/sampler_json.h"
 
 static bool is_version(const char *digest, int64_t at_step, const char *s) {
     char step[24];
@@ -96,6 +97,7 @@ static const struct use { // fields that not every type uses
             {FIELD_SPACING, "sampler.spacing", BY(DDPM) | BY(DDIM)},
             {FIELD_ETA, "sampler.eta", BY(DDIM)},
             {FIELD_CLIP, "sampler.clip", BY(DDPM) | BY(DDIM)},
+            {FIELD_DENOISE, "sampler.denoise", BY(ODE)},
             {FIELD_CHURN, "sampler.churn", BY(EDM)},
             {FIELD_S_MIN, "sampler.s_min", BY(EDM)},
             {FIELD_S_MAX, "sampler.s_max", BY(EDM)},
@@ -150,6 +152,8 @@ static int check_used(const struct request *r, const struct sampler_spec *s, con
         if (request_has(r, uses[i].field) && !(uses[i].by >> s->type & 1)) return not_by_type(&uses[i], s->type, e);
     if (request_has(r, FIELD_SPACING) && em->sampler.kind != MODEL_DISCRETE)
         return unused("sampler.spacing", "with this model, which has no discrete times: its steps are even in t", e);
+    if (request_has(r, FIELD_DENOISE) && !sampler_json_has_denoise(s))
+        return unused("sampler.denoise", "by \"exponential\" and \"dpmpp2m\", which end in the estimate of the data anyway", e);
     return s->type == SAMPLER_SDE && check_sde(r, s, e) < 0 ? -1 : check_adaptive(r, s, e);
 }
 
@@ -170,6 +174,7 @@ static void discrete_fields(struct sampler_spec *s, const struct request *r) {
         if (request_has(r, numbers[i].field)) *numbers[i].to = numbers[i].value;
     if (request_has(r, FIELD_SPACING)) s->spacing = (enum spacing)r->spacing;
     if (request_has(r, FIELD_CLIP)) s->clip = r->clip;
+    if (request_has(r, FIELD_DENOISE)) s->denoise = r->denoise;
 }
 
 static int guidance(struct sampler_spec *s, const struct request *r, const struct engine_model *em, struct http_error *e) {

@@ -7,6 +7,10 @@ bool sampler_json_has_path(const struct sampler_spec *s, const struct sampler_mo
     return s->type == SAMPLER_ODE || s->type == SAMPLER_SDE || (s->type == SAMPLER_DDIM && m->kind != MODEL_DISCRETE);
 }
 
+bool sampler_json_has_denoise(const struct sampler_spec *s) {
+    return s->type == SAMPLER_ODE && s->method != METHOD_EXPONENTIAL && s->method != METHOD_DPMPP2M;
+}
+
 static void w_t_json(struct emit *e, const struct sampler_spec *s) {
     if (s->w_t != W_KNOTS) {
         emit_string(e, "w_t", w_form_name((int)s->w_t));
@@ -48,6 +52,7 @@ void sampler_json_fields(struct emit *e, const struct sampler_spec *s, const str
         emit_real(e, "atol", s->atol);
         emit_real(e, "rtol", s->rtol);
     } else emit_int(e, "steps", s->steps);
+    if (sampler_json_has_denoise(s)) emit_bool(e, "denoise", s->denoise);
     if (s->type == SAMPLER_SDE) sde_json(e, s);
     if (s->type == SAMPLER_EDM) edm_json(e, s);
     if (!steps_of_diffusion) return;

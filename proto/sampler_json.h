@@ -14,5 +14,7 @@
 void sampler_json_fields(struct emit *, const struct sampler_spec *, const struct sampler_model *);
 // Does it step along an interpolant? ddpm, edm and ddim on a model of discrete times have a schedule of their own.
 bool sampler_json_has_path(const struct sampler_spec *, const struct sampler_model *);
+// Can it end with one more evaluation, or not? An ODE by a method that does not do so by itself.
+bool sampler_json_has_denoise(const struct sampler_spec *);
 
 #endif

@@ -25,13 +25,14 @@ static const char help[] =
     "  --seed N               default: random, printed; with --npz 0\n"
     "  --rng native|torch-cpu the noise that torch.manual_seed(seed) gave the authors' scripts on the CPU (default native)\n"
     "  --type ode|sde|ddpm|ddim|edm  --method NAME  --steps N  --interpolant linear|gvp|vp   (default: as the model's family is sampled)\n"
+    "  --denoise true|false                                                       ode\n"
     "  --atol X  --rtol X  --max-evaluations N                                    ode, method dopri5\n"
     "  --w-t FORM|'[[T,W],...]'  --w-t-scale X  --w-t-eta X  --last-step NAME  --last-step-size X      sde\n"
     "  --spacing NAME  --clip true|false  --eta X                                 ddpm, ddim; ddim\n"
     "  --churn X  --s-min X  --s-max X  --s-noise X  --rho X  --sigma-min X  --sigma-max X             edm\n"
     "  --guidance X           guidance scale (default 1)\n"
     "  --request JSON         further fields, as in POST /v1/samples\n"
-    "  --backend cpu|ref  --precision f32|bf16  --threads N  --max-rows N\n";
+    "  --backend auto|cpu|ref  --precision f32|bf16  --threads N  --max-rows N\n";
 
 int sample_usage(const char *what, const char *value) {
     fprintf(stderr, "sitd sample: %s%s\n`sitd sample --help` lists the options\n", what, value);
@@ -46,7 +47,7 @@ static const struct { const char *flag, *field; enum { TEXT, WHOLE, REAL, JSON }
     {"w-t", "w_t", JSON},           {"w-t-scale", "w_t_scale", REAL}, {"last-step", "last_step", TEXT},
     {"last-step-size", "last_step_size", REAL}, {"atol", "atol", REAL}, {"rtol", "rtol", REAL},
     {"max-evaluations", "max_evaluations", WHOLE}, {"w-t-eta", "w_t_eta", REAL}, {"spacing", "spacing", TEXT}, {"eta", "eta", REAL},
-    {"clip", "clip", JSON}, {"churn", "churn", REAL}, {"s-min", "s_min", REAL}, {"s-max", "s_max", REAL}, {"s-noise", "s_noise", REAL},
+    {"clip", "clip", JSON}, {"denoise", "denoise", JSON}, {"churn", "churn", REAL}, {"s-min", "s_min", REAL}, {"s-max", "s_max", REAL}, {"s-noise", "s_noise", REAL},
     {"rho", "rho", REAL}, {"sigma-min", "sigma_min", REAL}, {"sigma-max", "sigma_max", REAL},
 };
 #define SAMPLER_FIELDS (sizeof sampler_fields / sizeof *sampler_fields)
@@ -93,7 +94,7 @@ static int option(struct sample_options *o, int c) {
     case O_LABELS: o->labels = optarg; return 0;
     case O_CLASSES: o->classes = optarg; return 0;
     case O_REQUEST: o->request = optarg; return 0;
-    case O_BACKEND: o->backend = optarg; return 0;
+    case O_BACKEND: o->backend = strcmp(optarg, "auto") ? optarg : "cpu"; return 0; // auto: as in serve
     case O_PRECISION: o->precision = optarg; return 0;
     case O_INTERPOLANT: return json_object_set_new(o->body, "interpolant", json_string(optarg));
     case O_SEED: return json_object_set_new(o->body, "seed", json_string(optarg));

@@ -97,6 +97,7 @@ function used(key) {
   const adaptive = type() === "ode" && $("method").value === "dopri5";
   if (["atol", "rtol", "max_evaluations"].includes(key)) return adaptive;
   if (key === "steps") return !adaptive;
+  if (key === "denoise") return !["exponential", "dpmpp2m"].includes($("method").value);
   if (key === "last_step_size") return $("last_step").value !== "none";
   return key !== "w_t_eta" || $("w_t").value === "kl-eta";
 }

@@ -330,7 +330,7 @@ static void check_same(const struct resolved *a, const struct resolved *b, int i
     CHECK(s->guidance == t->guidance && s->guide_from == t->guide_from && s->guide_to == t->guide_to &&
           s->guide_channels == t->guide_channels);
     CHECK(s->type != SAMPLER_SDE || (s->w_t_eta == t->w_t_eta && memcmp(&s->knots, &t->knots, sizeof s->knots) == 0));
-    CHECK(s->spacing == t->spacing && s->eta == t->eta && s->clip == t->clip && s->churn == t->churn && s->s_min == t->s_min &&
+    CHECK(s->spacing == t->spacing && s->eta == t->eta && s->clip == t->clip && s->denoise == t->denoise && s->churn == t->churn && s->s_min == t->s_min &&
           s->s_max == t->s_max && s->s_noise == t->s_noise && s->rho == t->rho && s->sigma_min == t->sigma_min && s->sigma_max == t->sigma_max);
     CHECK(a->compression == b->compression);
 }
@@ -379,6 +379,8 @@ TEST(request_normalised_gives_the_same_job_by_every_sampler) {
                 {MODEL_EDM, "{\"method\":\"euler\",\"rho\":3.7,\"s_min\":0.1,\"s_max\":5,\"s_noise\":1.01,\"churn\":9,\"sigma_max\":33}"},
                 {MODEL_EDM, "{\"type\":\"ddim\",\"eta\":1,\"clip\":true,\"steps\":7}"},
                 {MODEL_PATH, "{\"type\":\"ddim\",\"steps\":9}"},
+                {MODEL_PATH, "{\"denoise\":true}"},
+                {MODEL_DISCRETE, "{\"type\":\"ode\",\"denoise\":false}"},
                 {MODEL_PATH, "{\"type\":\"edm\"}"},
                 {MODEL_PATH, "{\"method\":\"exponential\"}"},
                 {MODEL_PATH, "{\"type\":\"sde\",\"w_t\":\"kl\"}"}};

@@ -16,7 +16,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WEB = ROOT / "clients/web"
 SHOTS = ROOT / "build/web"
-FIELDS = {"steps", "atol", "rtol", "max_evaluations", "w_t", "w_t_scale", "last_step", "last_step_size"}
+FIELDS = {"steps", "atol", "rtol", "max_evaluations", "w_t", "w_t_scale", "last_step", "last_step_size", "denoise"}
 
 
 class Page:
@@ -181,17 +181,20 @@ def test_knobs_follow_the_sampler(page):
     def visible():
         return {name for name in FIELDS if page(name).is_displayed()}
 
+    assert visible() == {"steps", "denoise"}
+    Select(page("method")).select_by_value("dopri5")
+    assert visible() == {"atol", "rtol", "max_evaluations", "denoise"}
+    assert set(page.request()["sampler"]) == {"type", "method", "atol", "rtol", "max_evaluations", "denoise"}
+    Select(page("method")).select_by_value("dpmpp2m")
     assert visible() == {"steps"}
     Select(page("method")).select_by_value("dopri5")
-    assert visible() == {"atol", "rtol", "max_evaluations"}
-    assert set(page.request()["sampler"]) == {"type", "method", "atol", "rtol", "max_evaluations"}
     page.sampler("sde")
     assert visible() == {"steps", "w_t", "w_t_scale", "last_step", "last_step_size"}
     Select(page("last_step")).select_by_value("none")
     assert visible() == {"steps", "w_t", "w_t_scale", "last_step"}
     assert set(page.request()["sampler"]) == {"type", "method", "steps", "w_t", "w_t_scale", "last_step"}
     page.sampler("ode")
-    assert visible() == {"atol", "rtol", "max_evaluations"}, "what was chosen for the other sampler is kept"
+    assert visible() == {"atol", "rtol", "max_evaluations", "denoise"}, "what was chosen for the other sampler is kept"
     assert not page("interval").is_displayed() and "guidance" not in page.request()
     page.type("scale", 2.5)
     assert page("interval").is_displayed() and page("channels").is_displayed() and page.request()["guidance"] == {"scale": 2.5}
