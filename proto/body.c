@@ -36,12 +36,29 @@ static void duplicate_key(const char *text, char *key, size_t size) {
     if (from && to && to > from + 7) snprintf(key, size, "%.*s", (int)(to - from - 7), from + 7);
 }
 
-static int syntax_error(const json_error_t *je, struct http_error *e) {
-    char key[96];
+// The key of the object that place `end` lies in, below the top; "" at the top. What is before `end` is sound JSON.
+static void enclosing(const char *s, size_t end, char *group, size_t size) {
+    size_t from = 0, to = 0; // the last string
+    int depth = 0;
+    group[0] = 0;
+    for (size_t i = 0; i < end; i++) {
+        if (s[i] == '"') {
+            from = ++i;
+            while (i < end && s[i] != '"') i += 1 + (s[i] == '\\');
+            to = i;
+        } else if (s[i] == '{' && ++depth == 2) snprintf(group, size, "%.*s.", (int)(to - from), s + from);
+        else if (s[i] == '}' && --depth < 2) group[0] = 0;
+    }
+}
+
+static int syntax_error(const json_error_t *je, const char *text, struct http_error *e) {
+    char key[96], group[48], param[144];
     switch (json_error_code(je)) {
     case json_error_duplicate_key:
         duplicate_key(je->text, key, sizeof key);
-        return http_error_set(e, 400, "duplicate_key", key, "line %d, column %d: %s", je->line, je->column, je->text);
+        enclosing(text, je->position > 0 ? (size_t)je->position : 0, group, sizeof group);
+        snprintf(param, sizeof param, "%s%s", group, key);
+        return http_error_set(e, 400, "duplicate_key", param, "line %d, column %d: %s", je->line, je->column, je->text);
     case json_error_numeric_overflow:
         return http_error_set(e, 400, "number_overflow", NULL,
                               "line %d, column %d: %s (a seed of 2^63 or more is written as a string of digits)", je->line,
@@ -62,5 +79,5 @@ int body_read(json_t **root, const char *bytes, size_t len, struct http_error *e
     bool starved;
     *root = jsonio_load(bytes, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &je, &starved);
     if (*root) return 0;
-    return starved ? http_error_set(e, 503, "out_of_memory", NULL, "out of memory") : syntax_error(&je, e);
+    return starved ? http_error_set(e, 503, "out_of_memory", NULL, "out of memory") : syntax_error(&je, bytes, e);
 }
