@@ -19,6 +19,8 @@ bad=$(
         if [ "$to" -gt "$from" ]; then echo "$file:$line: includes the higher layer $included"; fi
         case $file:$included in
         core/model/*:core/diffusion/* | core/diffusion/*:core/model/*) echo "$file:$line: model and diffusion must not include each other ($included)" ;;
+        server/cmd_*) ;;
+        server/*:core/model/* | server/*:core/tensor/* | server/*:kernels/*) echo "$file:$line: the daemon knows no tensors ($included)" ;;
         esac
     done
     vendor 'dnnl|oneapi/dnnl' 'kernels/cpu/'
