@@ -136,16 +136,16 @@ static int reserve_sets(struct dit *m, size_t lines, struct err *e) {
 
 static int reserve_tokens(struct dit *m, bool recompute, struct err *e) {
     int rows = m->flat ? m->max_rows : m->k->rows_scratch(m->k, m->max_rows);
-    size_t lines = (size_t)rows * (size_t)m->L, f = sizeof(float), patch2 = (size_t)m->P * (size_t)m->P;
+    size_t lines = (size_t)rows * (size_t)m->L, pixels = (size_t)rows * (size_t)(m->T * m->P * m->P) * sizeof(float);
     size_t stream = lines * kern_dtype_size(m->k->stream), C = (size_t)m->encoder.C;
     m->n_sets = m->flat && !recompute ? m->encoder.depth : 1;
     m->sets = mem_array((size_t)m->n_sets + 1, sizeof *m->sets);
     if (!m->sets) return err_set(e, E_NOMEM, "no memory for %d blocks' activations", m->n_sets);
     const struct wanted wanted[] = {
-        {&m->patches, lines * (size_t)m->a.in_channels * patch2 * f},
+        {&m->patches, pixels * (size_t)m->a.in_channels},
         {&m->stream, stream * C},
         {&m->decoder_stream, stream * (size_t)m->decoder.C},
-        {&m->last_out, lines * patch2 * (size_t)m->out_channels * f},
+        {&m->last_out, pixels * (size_t)m->out_channels},
         {&m->inputs, recompute ? stream * C * (size_t)m->encoder.depth : 0},
     };
     if (reserve_all(m, wanted, sizeof wanted / sizeof *wanted, e)) return e->status;

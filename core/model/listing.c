@@ -166,10 +166,10 @@ static int decode(struct kern *k, const struct dit *m, const void *in, int r0, i
 int dit_rows(struct kern *k, void *ctx, int r0, int n, int s0) {
     const struct dit *m = ctx;
     int row = m->flat ? r0 : s0;
-    size_t line = (size_t)row * (size_t)m->L, patch2 = (size_t)m->P * (size_t)m->P;
-    float *patches = m->patches + line * (size_t)m->a.in_channels * patch2,
-          *last_out = m->last_out + line * (size_t)m->out_channels * patch2;
-    char *stream = m->stream + line * (size_t)m->encoder.C * kern_dtype_size(k->stream);
+    size_t token = (size_t)row * (size_t)m->T, patch2 = (size_t)m->P * (size_t)m->P;
+    float *patches = m->patches + token * (size_t)m->a.in_channels * patch2,
+          *last_out = m->last_out + token * (size_t)m->out_channels * patch2;
+    char *stream = m->stream + (size_t)row * (size_t)m->L * (size_t)m->encoder.C * kern_dtype_size(k->stream);
     struct dit_set final = dit_set_at(m, m->encoder.depth, row);
 
     TRY(tokens(k, m, patches, stream, r0, n));
