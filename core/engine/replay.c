@@ -197,7 +197,8 @@ static int gather_noise(struct sampling *s, struct recorded *c, struct err *e) {
     const struct tensor *t = tensor_find(&c->file.table, "noise");
     size_t image = (size_t)c->n * c->numel, recorded = t ? t->count / image : 0;
     float *flat = NULL;
-    if (t && (t->count % image || recorded > SAMPLER_MAX_EVALUATIONS)) return err_param(e, E_FORMAT, "noise", "the case's noise is not [draws, n, C, H, W]");
+    bool fits = !t || (t->ndim == 5 && t->shape[1] == c->n && t->count == recorded * image && recorded <= SAMPLER_MAX_EVALUATIONS);
+    if (!fits) return err_param(e, E_FORMAT, "noise", "the case's noise is not [draws, n, C, H, W]");
     if (t && replay_tensor(&flat, c, "noise", 0, e)) return mem_free(flat), e->status;
     s->draws = (uint32_t)recorded + 1;
     s->noise = mem_array(image * s->draws, sizeof *s->noise);

@@ -26,6 +26,7 @@ struct change {
     double fill;
     const char *cut;          // a tensor that is left its first `rows` rows
     int rows;
+    const char *regrouped;    // a tensor of twice the rows, each of half as many
 };
 
 static int to_file(void *ctx, const void *bytes, size_t n, struct err *e) { return file_out_write(ctx, bytes, n, e); }
@@ -47,6 +48,7 @@ static void write_copy(const char *to, struct tensor_table *table, const struct 
             for (size_t j = 0; j < t->count; j++) filled[j] = how->fill;
             t->dtype = DT_F64, t->bytes = 8 * t->count, t->data = filled;
         }
+        if (how->regrouped && !strcmp(t->name, how->regrouped)) t->shape[0] *= 2, t->shape[1] /= 2;
         if (how->cut && !strcmp(t->name, how->cut)) {
             size_t row = t->count / (size_t)t->shape[0], size = t->bytes / t->count;
             t->shape[0] = how->rows, t->count = row * (size_t)how->rows, t->bytes = t->count * size;
@@ -128,6 +130,7 @@ TEST(replay_refuses_what_it_cannot_run) {
         {SDE, "cfg", E_FORMAT, {.key = "cfg"}},
         {SDE, "noise", E_CONFLICT, {.key = "num_steps", .value = "13"}},
         {SDE, "noise", E_CONFLICT, {.cut = "noise", .rows = 10}},
+        {SDE, "noise", E_FORMAT, {.regrouped = "noise"}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct replay_result result;
