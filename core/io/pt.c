@@ -41,6 +41,7 @@ struct reader {
     struct pickle pickle;
     const char *stem; // "sit-tiny/": everything before "data.pkl"
     size_t stem_len, budget;
+    const char *part; // the one that is wanted, or NULL
     struct err *e;
 };
 
@@ -182,6 +183,7 @@ static int choose(struct reader *r, const struct pvalue **dict) {
                        what);
     }
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        if (r->part && strcmp(r->part, keys[i])) continue;
         const struct pvalue *v = pickle_get(root, keys[i]);
         if (!v || v->kind <= P_BYTES || v->kind == P_TENSOR) continue; // {"ema": 0.9999} is a setting
         if (v->kind != P_DICT) {
@@ -194,6 +196,7 @@ static int choose(struct reader *r, const struct pvalue **dict) {
         r->pt->chosen = keys[i];
         return OK;
     }
+    if (r->part) return err_param(r->e, E_CONFLICT, r->part, "the file holds no '%s'", r->part);
     return is_tensors(root) ? OK
                             : err_set(r->e, E_CONFLICT,
                                       "the file holds no tensors under 'ema', 'model' or 'state_dict', nor at its top level");
@@ -291,8 +294,54 @@ static int read_meta(struct reader *r) {
     return rc;
 }
 
+// --- the optimiser's state: {number: {name: tensor or number}}
+
+static int add_opt(struct reader *r, long long number, const struct pvalue *key, const struct pvalue *v, char **text, size_t room) {
+    struct pt *pt = r->pt;
+    char value[64];
+    if (key->kind != P_STR || key->u.str.n > MAX_KEY || !jsonio_plain(key->u.str.at, key->u.str.n)) return OK;
+    int n = sprintf(*text, "%lld.%.*s", number, (int)key->u.str.n, key->u.str.at);
+    if (v->kind == P_TENSOR) {
+        struct tensor *t = &pt->table.tensors[pt->table.n++];
+        t->name = *text;
+        *text += n + 1;
+        return read_tensor(r, t, v->u.obj->tensor);
+    }
+    if ((size_t)pt->n_meta >= room || scalar_text(v, value, sizeof value) < 0) return OK;
+    struct meta_pair pair = {mem_strdup(*text), mem_strdup(value)};
+    pt->meta[pt->n_meta++] = pair;
+    return pair.key && pair.value ? OK : err_set(r->e, E_NOMEM, "no memory for the optimiser's numbers");
+}
+
+static int read_opt(struct reader *r) {
+    const struct pvalue *opt = pickle_get(&r->pickle.root, "opt"), *state = opt && opt->kind == P_DICT ? pickle_get(opt, "state") : NULL;
+    struct pt *pt = r->pt;
+    size_t n = 0, text = 1;
+    if (!state || state->kind != P_DICT) return err_param(r->e, E_CONFLICT, "opt", "the file holds no optimiser's state ('opt')");
+    for (size_t i = 1; i < state->u.obj->n; i += 2) {
+        const struct pvalue *of = &state->u.obj->items[i];
+        for (size_t k = 0; of->kind == P_DICT && k < of->u.obj->n; k += 2, n++)
+            text += (of->u.obj->items[k].kind == P_STR ? of->u.obj->items[k].u.str.n : 0) + 32;
+    }
+    if (n > MAX_TENSORS) return err_set(r->e, E_FORMAT, "the optimiser's state holds more than 262144 values");
+    pt->chosen = "opt";
+    pt->table.tensors = mem_array(n, sizeof *pt->table.tensors);
+    pt->copies = mem_array(n, sizeof *pt->copies);
+    pt->meta = mem_array(n, sizeof *pt->meta);
+    char *at = pt->text = mem_alloc(text);
+    if (!pt->table.tensors || !pt->copies || !pt->meta || !at) return err_set(r->e, E_NOMEM, "no memory for the optimiser's state");
+    int rc = OK;
+    for (size_t i = 0; rc == OK && i < state->u.obj->n; i += 2) {
+        const struct pvalue *number = &state->u.obj->items[i], *of = number + 1;
+        if (number->kind != P_INT || of->kind != P_DICT) return err_param(r->e, E_FORMAT, "opt", "the optimiser's state is not a dictionary by number");
+        for (size_t k = 0; rc == OK && k < of->u.obj->n; k += 2) rc = add_opt(r, (long long)number->u.i, &of->u.obj->items[k], &of->u.obj->items[k + 1], &at, n);
+    }
+    return rc;
+}
+
 static int read_pickle(struct reader *r) {
     const struct pvalue *dict;
+    if (r->part && strcmp(r->part, "opt") == 0) return read_opt(r);
     int rc = choose(r, &dict);
     if (rc != OK) return rc;
     size_t text = 0;
@@ -304,8 +353,10 @@ static int read_pickle(struct reader *r) {
     return rc == OK ? read_meta(r) : rc;
 }
 
-int pt_parse(struct pt *pt, const void *bytes, size_t n, struct err *e) {
-    struct reader r = {.pt = pt, .e = e, .budget = n + EXTRA_COPIES};
+int pt_parse(struct pt *pt, const void *bytes, size_t n, struct err *e) { return pt_parse_part(pt, bytes, n, NULL, e); }
+
+int pt_parse_part(struct pt *pt, const void *bytes, size_t n, const char *part, struct err *e) {
+    struct reader r = {.pt = pt, .part = part, .e = e, .budget = n + EXTRA_COPIES};
     const struct zip_entry *pkl;
     *pt = (struct pt){0};
     int rc = zip_parse(&r.zip, bytes, n, e);

@@ -19,6 +19,9 @@ struct pt {
 // Rules on top of pt.c. The bytes must outlive the pt. On failure nothing is left to close. err.param is the tensor's name where
 // one is to blame.
 int pt_parse(struct pt *, const void *bytes, size_t n, struct err *);
+// The same of one part of a training checkpoint: "model" or "ema" (E_CONFLICT: it has none), or "opt", the optimiser's state: its tensors
+// are called by number, "12.exp_avg", and its plain numbers ("12.step") are in meta, in place of the file's args.
+int pt_parse_part(struct pt *, const void *bytes, size_t n, const char *part, struct err *);
 void pt_close(struct pt *);
 
 #endif
