@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT
+#include "core/train/keeper.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/base/fault.h"
+#include "core/base/mem.h"
+#include "core/io/file.h"
+#include "core/io/model_publish.h"
+#include "core/train/data_int.h"
+
+#define NAME "step-%08lld.safetensors"
+
+static char *folder_of(const struct train_config *c, struct err *e) {
+    char *folder = mem_printf("%s/checkpoints", c->out);
+    if (!folder) err_set(e, E_NOMEM, "no memory for a path");
+    return folder;
+}
+
+// The step in a checkpoint's name, or -1.
+static long long step_of(const char *path) {
+    const char *name = strrchr(path, '/');
+    long long step;
+    int end = 0;
+    return name && sscanf(name + 1, NAME "%n", &step, &end) == 1 && end && !name[1 + end] ? step : -1;
+}
+static bool is_checkpoint(const char *path) { return step_of(path) >= 0; }
+static bool is_leftover(const char *path) { return strstr(path, "/step-") && strstr(path, ".safetensors.tmp-"); }
+
+int keeper_open(struct keeper *k, const struct train_config *c, const struct snapshot *s, struct err *e) {
+    *k = (struct keeper){.config = c, .snapshot = s};
+    struct data_names left = {0};
+    char *folder = folder_of(c, e);
+    int rc = folder ? file_make_dir(folder, e) : E_NOMEM;
+    if (rc == OK) rc = data_list(&left, folder, is_leftover, e);
+    for (int i = 0; i < left.n; i++) unlink(left.at[i]);
+    data_names_free(&left);
+    mem_free(folder);
+    return rc;
+}
+
+int keeper_newest(const struct train_config *c, char *path, struct err *e) {
+    struct data_names names = {0};
+    struct err none = {0};
+    char *folder = folder_of(c, e);
+    if (!folder) return E_NOMEM;
+    int rc = data_list(&names, folder, is_checkpoint, &none);
+    if (rc == OK && names.n) snprintf(path, 600, "%s", names.at[names.n - 1]); // eight digits: their order is the steps'
+    else rc = err_param(e, E_NOTFOUND, "resume", "%s holds no checkpoint to continue", folder);
+    data_names_free(&names);
+    mem_free(folder);
+    return rc;
+}
+
+/* ---- the work ---- */
+
+// All but the newest `keep`, and those of every keep_every-th step.
+static void remove_old(const struct train_config *c) {
+    struct data_names names = {0};
+    char *folder = folder_of(c, NULL);
+    if (folder && data_list(&names, folder, is_checkpoint, NULL) == OK)
+        for (int i = 0; i < names.n - c->keep; i++)
+            if (!c->keep_every || step_of(names.at[i]) % c->keep_every) unlink(names.at[i]);
+    data_names_free(&names);
+    mem_free(folder);
+}
+
+static void publish(struct keeper *k) {
+    struct tensor_table table = {0};
+    const struct snapshot *s = k->snapshot;
+    struct err *e = &k->publish_err;
+    k->desc = k->config->desc; // its labels stay the configuration's
+    k->desc.step = s->step;
+    if (!k->config->objective.discrete && (k->desc.n_loss_curve = objective_bins_curve(&s->bins, k->curve)) > 1) k->desc.loss_curve = k->curve;
+    else k->desc.n_loss_curve = 0;
+    if (dit_train_export(s->net, &table, s->array[SNAPSHOT_EMA], e) == OK) model_publish(k->config->publish, &k->desc, &table, e);
+    mem_free(table.tensors);
+}
+
+static void *work(void *ctx) {
+    struct keeper *k = ctx;
+    if (k->save && snapshot_write(k->snapshot, k->path, k->config, &k->save_err) == OK) remove_old(k->config);
+    if (k->publish) publish(k);
+    return NULL;
+}
+
+void keeper_start(struct keeper *k, bool save, bool want_publish) {
+    err_clear(&k->save_err);
+    err_clear(&k->publish_err);
+    k->save = save, k->publish = want_publish;
+    snprintf(k->path, sizeof k->path, "%s/checkpoints/" NAME, k->config->out, (long long)k->snapshot->step);
+    k->running = save || want_publish;
+    if (!k->running || (!fault_hit(FAULT_THREAD) && pthread_create(&k->thread, NULL, work, k) == 0)) return;
+    work(k); // no thread to be had: the run waits for the disk instead
+    k->thread = pthread_self();
+}
+
+bool keeper_wait(struct keeper *k, struct keeper_result *r) {
+    *r = (struct keeper_result){.step = k->snapshot->step};
+    if (!k->running) return false;
+    if (!pthread_equal(k->thread, pthread_self())) pthread_join(k->thread, NULL);
+    k->running = false;
+    r->saved = k->save && k->save_err.status == OK, r->save_err = k->save_err;
+    r->published = k->publish && k->publish_err.status == OK, r->publish_err = k->publish_err;
+    if (r->saved) memcpy(k->last, k->path, sizeof k->last);
+    return true;
+}

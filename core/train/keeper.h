@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT
+/*
+ * keeper: what becomes of snapshots: checkpoints in OUT/checkpoints, written behind the trainer's back, old ones removed by rule;
+ * versions of the model in a directory that a daemon serves.
+ *
+ * One snapshot, one writer thread a save: keeper_wait before the snapshot is filled anew, keeper_start after. A save that fails (disk full) removes
+ * only its own temporary file: checkpoints before it stay, the failure is told and the run goes on. Thread: the trainer's.
+ */
+#ifndef SITD_TRAIN_KEEPER_H
+#define SITD_TRAIN_KEEPER_H
+#include <pthread.h>
+
+#include "core/train/snapshot.h"
+
+struct keeper {
+    const struct train_config *config;
+    const struct snapshot *snapshot;
+    char last[600];     // path of the newest checkpoint that is whole, or ""
+    /* PRIVATE: of the work that is under way */
+    bool running, save, publish;
+    pthread_t thread;
+    char path[600];
+    struct model_desc desc; // with its loss curve
+    struct loss_knot curve[OBJECTIVE_BINS];
+    struct err save_err, publish_err;
+};
+
+// Makes the folder and removes what killed writers left there.
+int keeper_open(struct keeper *, const struct train_config *, const struct snapshot *, struct err *);
+// Path of the checkpoint that `--resume auto` means, the newest: E_NOTFOUND where there is none. path [600]
+int keeper_newest(const struct train_config *, char *path, struct err *);
+// Writes the snapshot as a checkpoint, and publishes its first EMA, at once.
+void keeper_start(struct keeper *, bool save, bool publish);
+struct keeper_result { // of what keeper_start was asked for, once it has ended
+    bool saved, published;              // asked for, and done
+    struct err save_err, publish_err;   // asked for, and failed
+    int64_t step;
+};
+// Waits for what runs. false: nothing did.
+bool keeper_wait(struct keeper *, struct keeper_result *);
+
+#endif

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: MIT
+#include "core/train/trainer.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "core/base/mem.h"
+#include "core/io/file.h"
+#include "core/train/grid.h"
+#include "core/train/trainer_int.h"
+
+double trainer_now(void) {
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
+}
+
+/* ---- a step ---- */
+
+// Microbatch m: its images are noised, seen, judged; their gradients are added.
+static int microbatch(struct trainer *t, int m, struct err *e) {
+    struct kern *k = t->k;
+    struct feed_batch b;
+    struct objective_row *row = t->row + (size_t)m * (size_t)t->rows;
+    float *xt = dit_train_x(t->net), *loss = t->loss + (size_t)m * (size_t)t->rows * 2;
+    if (feed_next(t->feed, &b, e)) return e->status;
+    for (int i = 0; i < t->rows; i++) {
+        objective_row(&t->c->objective, (uint32_t)t->step, (uint32_t)(b.first + i), b.label[i], 1.0 / t->c->batch, &row[i]);
+        t->mix[i] = row[i].mix, t->judge[i] = row[i].loss, t->time[i] = row[i].t, t->label[i] = row[i].y;
+    }
+    int rc = k->upload(k, t->x1, b.x, (size_t)t->rows * t->numel * sizeof(float));
+    if (!rc) rc = k->mix(k, xt, t->x0, t->x1, t->numel, t->mix, t->rows);
+    if (rc) return trainer_kern(t, rc, e);
+    if (dit_train_forward(t->net, t->rows, t->time, t->label, e)) return e->status;
+    rc = k->loss(k, dit_train_dout(t->net), loss, dit_train_out(t->net), t->out_ld, t->x1, t->x0, xt, t->numel, t->judge, t->rows);
+    if (rc) return trainer_kern(t, rc, e);
+    if (t->peers.ready && m == t->micros - 1) dit_train_on_grads(t->net, t->peers.ready, t->peers.ctx);
+    rc = dit_train_backward(t->net, t->rows, e);
+    if (t->peers.ready) dit_train_on_grads(t->net, NULL, NULL);
+    return rc;
+}
+
+// The seam of data parallel training: before it the gradients are this process's, after it everybody's.
+static int reduce(struct trainer *t, struct err *e) { return t->peers.finish ? t->peers.finish(t->peers.ctx, dit_train_grads(t->net), t->n, NULL, 0, e) : OK; }
+
+static int update(struct trainer *t, struct err *e) {
+    const struct train_config *c = t->c;
+    struct kern *k = t->k;
+    double count = (double)(t->step + 1);
+    struct kern_adamw a = {.lr = (float)train_config_lr(c, t->step), .beta1 = (float)c->beta1, .beta2 = (float)c->beta2, .eps = (float)c->eps, .decay = (float)c->decay,
+                           .bias1 = (float)(1 - pow(c->beta1, count)), .bias2 = (float)(1 - pow(c->beta2, count)), .grad_scale = 1, .max_norm = (float)c->clip, .n_ema = c->n_ema};
+    for (int i = 0; i < c->n_ema; i++) a.ema[i] = (float)c->ema[i];
+    float *grads = dit_train_grads(t->net);
+    int rc = k->sum_squares(k, t->norm2, grads, t->n);
+    if (!rc) rc = k->adamw(k, t->array[SNAPSHOT_WEIGHTS], t->array[SNAPSHOT_MOMENT1], t->array[SNAPSHOT_MOMENT2], &t->array[SNAPSHOT_EMA], grads, t->n, &a, t->norm2, t->moved2);
+    return rc ? trainer_kern(t, rc, e) : dit_train_refresh(t->net, e);
+}
+
+/* ---- the writer ---- */
+
+static void tell(struct trainer *t, enum train_note kind, int64_t step, const char *text) {
+    if (t->on.note) t->on.note(t->on.ctx, kind, step, text);
+}
+
+// Waits for the writer and says how it fared.
+static int settle(struct trainer *t) {
+    struct keeper_result r;
+    char text[1200];
+    if (!keeper_wait(&t->keeper, &r)) return OK;
+    if (r.saved) t->saved = r.step, tell(t, NOTE_SAVED, r.step, t->keeper.last);
+    if (r.published) tell(t, NOTE_PUBLISHED, r.step, t->c->publish);
+    if (r.save_err.status != OK) {
+        snprintf(text, sizeof text, "the checkpoint could not be written: %s. The last one: %s", r.save_err.text, t->keeper.last[0] ? t->keeper.last : "none of this run");
+        tell(t, NOTE_TROUBLE, r.step, text);
+    }
+    if (r.publish_err.status != OK) {
+        snprintf(text, sizeof text, "the model could not be published: %s", r.publish_err.text);
+        tell(t, NOTE_TROUBLE, r.step, text);
+    }
+    return r.save_err.status;
+}
+
+/* ---- what came of it ---- */
+
+static bool all_finite(const float *v, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(v[i])) return false;
+    return true;
+}
+
+// Names the first gradient that is not finite, in the order of the network. Gradients are still there: the next step would clear them.
+static int blame(struct trainer *t, const char *what, struct err *e) {
+    const struct dit_param *param;
+    const char *name = "the network's output", *last = t->c->resume && strcmp(t->c->resume, "auto") ? t->c->resume : "none was written";
+    int n = dit_train_params(t->net, &param), rc = OK;
+    float *grads = mem_array(t->n, sizeof *grads);
+    settle(t);
+    if (t->keeper.last[0]) last = t->keeper.last;
+    if (grads) rc = t->k->download(t->k, grads, dit_train_grads(t->net), t->n * sizeof *grads);
+    for (int i = 0; grads && rc == 0 && i < n; i++)
+        if (!all_finite(grads + param[i].offset, param[i].count)) {
+            name = param[i].name;
+            break;
+        }
+    err_param(e, E_NONFINITE, name, "step %lld: %s is not finite; first seen in the gradient of '%s'. The last good checkpoint: %s", (long long)t->step + 1, what, name, last);
+    mem_free(grads);
+    return E_NONFINITE;
+}
+
+// Reads the step's numbers back, checks and sums them.
+static int account(struct trainer *t, double seconds, double *step_loss, struct err *e) {
+    double norm2, moved2, sums[2] = {0};
+    struct kern *k = t->k;
+    int rc = k->download(k, t->host_loss, t->loss, (size_t)t->local * 2 * sizeof(float));
+    if (!rc) rc = k->download(k, &norm2, t->norm2, sizeof norm2);
+    if (!rc) rc = k->download(k, &moved2, t->moved2, sizeof moved2);
+    if (rc) return trainer_kern(t, rc, e);
+    for (int i = 0; i < t->local; i++)
+        for (int j = 0; j < 2; j++) sums[j] += t->host_loss[2 * i + j] / t->c->batch;
+    if (t->peers.finish && t->peers.finish(t->peers.ctx, NULL, 0, sums, 2, e)) return e->status;
+    if (!isfinite(sums[0] + sums[1])) return blame(t, "the loss", e);
+    if (!isfinite(norm2)) return blame(t, "the gradient's norm", e);
+    if (!isfinite(moved2)) return blame(t, "the update", e);
+    for (int i = 0; i < t->local; i++)
+        objective_bins_add(&t->bins, t->row[i].place, t->host_loss[2 * i] * (t->c->objective.discrete ? 1 : t->row[i].velocity));
+    *step_loss = sums[0] + sums[1];
+    t->sum.loss += *step_loss, t->sum.mse += sums[0], t->sum.vb += sums[1];
+    t->sum.grad += sqrt(norm2), t->sum.moved += sqrt(moved2), t->sum.seconds += seconds;
+    t->published.loss += *step_loss, t->published.n++;
+    return OK;
+}
+
+static int one_step(struct trainer *t, struct err *e) {
+    double start = trainer_now(), loss = 0;
+    int rc = trainer_kern(t, t->k->zero(t->k, dit_train_grads(t->net), t->n * sizeof(float)), e);
+    for (int m = 0; rc == OK && m < t->micros; m++) rc = microbatch(t, m, e);
+    if (rc == OK) rc = reduce(t, e);
+    if (rc == OK) rc = update(t, e);
+    if (rc == OK) rc = account(t, trainer_now() - start, &loss, e);
+    if (rc != OK) return rc;
+    double seconds = trainer_now() - start;
+    t->step_seconds = t->step_seconds > 0 ? 0.98 * t->step_seconds + 0.02 * seconds : seconds;
+    t->step++;
+    t->held = false;
+    if (t->on.step) t->on.step(t->on.ctx, t->step, loss, t->step_seconds * (double)(t->c->steps - t->step));
+    return OK;
+}
+
+/* ---- by the step's number ---- */
+
+static bool due(const struct trainer *t, int64_t every) { return every > 0 && (t->step % every == 0 || t->step == t->c->steps); }
+
+static void report(struct trainer *t) {
+    double n = (double)(t->step - t->reported), images = n * t->c->batch;
+    if (n == 0) return;
+    struct train_stats s = {.step = t->step, .loss = t->sum.loss / n, .mse = t->sum.mse / n, .vb = t->sum.vb / n, .grad_norm = t->sum.grad / n, .update_norm = t->sum.moved / n};
+    s.epoch = (double)t->step * t->c->batch / (double)data_info(t->data)->n;
+    s.lr = train_config_lr(t->c, t->step - 1);
+    s.images_per_second = images / t->sum.seconds;
+    s.mfu = t->peak > 0 ? t->flops * n / t->sum.seconds / t->peak : 0;
+    s.seconds_left = t->step_seconds * (double)(t->c->steps - t->step);
+    s.loss_by_time = t->bins.loss;
+    memset(&t->sum, 0, sizeof t->sum);
+    t->reported = t->step;
+    if (t->on.stats) t->on.stats(t->on.ctx, &s);
+}
+
+static int hold(struct trainer *t, struct err *e) { // the snapshot becomes this step's
+    settle(t);
+    if (t->held) return OK;
+    t->held = true;
+    return trainer_fill(t, e);
+}
+
+static bool want_publish(struct trainer *t) {
+    if (!t->c->publish || !due(t, t->c->publish_every) || t->published.n == 0) return false;
+    double loss = t->published.loss / (double)t->published.n;
+    bool better = loss < t->best;
+    t->published.loss = 0, t->published.n = 0;
+    if (better) t->best = loss;
+    return better || !t->c->publish_improved;
+}
+
+static int pictures(struct trainer *t, struct err *e) {
+    struct tensor_table table = {0};
+    struct err here = {0};
+    char path[600];
+    snprintf(path, sizeof path, "%s/samples", t->c->out);
+    int rc = file_make_dir(path, &here);
+    snprintf(path, sizeof path, "%s/samples/step-%08lld.png", t->c->out, (long long)t->step);
+    if (rc == OK) rc = dit_train_export(t->net, &table, t->snapshot.array[SNAPSHOT_EMA], &here);
+    if (rc == OK) rc = grid_write(path, t->c, t->k, &table, t->c->vae, &here);
+    mem_free(table.tensors);
+    if (rc == E_DEVICE) return err_set(e, rc, "%s", here.text);
+    tell(t, rc == OK ? NOTE_PICTURES : NOTE_TROUBLE, t->step, rc == OK ? path : here.text);
+    return OK;
+}
+
+static int after_step(struct trainer *t, bool last, struct err *e) {
+    bool first = t->peers.rank == 0, save = first && (due(t, t->c->save_every) || (last && t->saved != t->step)), show = first && due(t, t->c->sample_every);
+    bool publish = first && want_publish(t);
+    if (due(t, t->c->log_every) || last) report(t);
+    if (!save && !show && !publish) return OK;
+    if (hold(t, e)) return e->status;
+    keeper_start(&t->keeper, save, publish);
+    return show ? pictures(t, e) : OK; // beside the writer: both only read
+}
+
+int trainer_run(struct trainer *t, const volatile sig_atomic_t *stop, struct err *e) {
+    int rc = OK;
+    while (rc == OK && t->step < t->c->steps && !*stop) {
+        rc = one_step(t, e);
+        if (rc == OK) rc = after_step(t, t->step == t->c->steps || *stop, e);
+    }
+    int saved = settle(t);
+    if (rc == OK && saved == OK && t->saved != t->step && t->peers.rank == 0) { // a signal after the last look
+        if (hold(t, e)) return e->status;
+        keeper_start(&t->keeper, true, false);
+        saved = settle(t);
+    }
+    return rc == OK && saved != OK ? err_set(e, saved, "the last checkpoint could not be written") : rc;
+}

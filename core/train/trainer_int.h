@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT
+/*
+ * What the trainer's files share and nobody else includes.
+ *
+ *   trainer.c        the loop: a step, what follows it
+ *   trainer_open.c   device, data, network, arrays; where the run begins
+ */
+#ifndef SITD_TRAINER_INT_H
+#define SITD_TRAINER_INT_H
+#include "core/train/feed.h"
+#include "core/train/keeper.h"
+#include "core/train/trainer.h"
+
+struct trainer {
+    const struct train_config *c;
+    struct train_events on;
+    struct train_peers peers; // size 1: alone
+    struct kern *k;
+    const struct data *data;
+    struct feed *feed;
+    struct dit_train *net;
+    int local, rows, micros;  // images a step of this process, rows a microbatch, microbatches
+    size_t numel, out_ld, n;  // floats of an image, of a row of the output, of a flat array
+    double flops;             // of a step of this process; peak: of the device a second, 0 unknown
+    double peak;
+    /* buffers */
+    float *array[SNAPSHOT_ARRAYS]; // weights (the network's), moments, EMAs
+    float *x1, *x0, *loss;         // [rows, numel], [rows, numel], [local, 2]
+    double *norm2, *moved2;        // one each
+    /* host */
+    struct objective_row *row; // [local]
+    struct kern_mix *mix;      // [rows], as the next three
+    struct kern_loss *judge;
+    float *time;
+    int32_t *label;
+    float *host_loss; // [local, 2]
+    struct snapshot snapshot;
+    struct keeper keeper;
+    bool held; // the snapshot is that of `step`
+    /* the run */
+    int64_t step, saved, reported; // finished steps; of the last checkpoint; of the last line of the log
+    struct objective_bins bins;
+    double best;
+    struct { double loss, mse, vb, grad, moved, seconds; } sum; // since the last report
+    struct { double loss; int64_t n; } published;               // since the last publication
+    double step_seconds;                                        // smoothed
+};
+
+int trainer_kern(struct trainer *, int rc, struct err *); // a kern status as ours
+// All arrays to the host; the writer must not be at work.
+int trainer_fill(struct trainer *, struct err *);
+double trainer_now(void);
+
+#endif
