@@ -7,6 +7,7 @@
 #define SITD_CMD_H
 
 int cmd_serve(int argc, char **argv);
+int cmd_train(int argc, char **argv);
 int cmd_sample(int argc, char **argv);
 int cmd_replay(int argc, char **argv);
 int cmd_import(int argc, char **argv);

@@ -15,6 +15,7 @@
 #include "core/base/mem.h"
 #include "core/io/file.h"
 #include "core/io/png.h"
+#include "server/bar.h"
 #include "server/cmd.h"
 #include "server/cmd_sample.h"
 
@@ -54,14 +55,10 @@ double sample_now(void) {
 }
 
 void sample_bar(double part, double before, long long done, long long n, double seconds) {
+    char text[64];
     double rate = (part - before) / seconds;
-    int filled = (int)(part * 40);
-    fprintf(stderr, "\r[%-40.*s] %3.0f %%  %lld/%lld images  ", filled, "########################################", 100 * part, done, n);
-    if (seconds > 0.5 && rate > 0) {
-        long left = (long)((1 - part) / rate + 0.5);
-        if (left < 120) fprintf(stderr, "%ld s left   ", left);
-        else fprintf(stderr, "%ld:%02ld:%02ld left ", left / 3600, left / 60 % 60, left % 60);
-    }
+    snprintf(text, sizeof text, "%lld/%lld images", done, n);
+    bar_draw(part, text, seconds > 0.5 && rate > 0 ? (1 - part) / rate : -1);
 }
 
 static int wait_for(struct run *run, bool *flag, bool bar) {

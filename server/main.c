@@ -9,6 +9,7 @@ static const struct {
     int (*run)(int argc, char **argv);
 } commands[] = {
     {"serve", "the daemon: sample over HTTP", cmd_serve},
+    {"train", "train a DiT or SiT on a CPU or GPU", cmd_train},
     {"import", "make a model directory from a checkpoint", cmd_import},
     {"inspect", "what a checkpoint or model directory holds", cmd_inspect},
     {"sample", "sample images without a server", cmd_sample},
@@ -18,7 +19,7 @@ static const struct {
 };
 
 static int usage(FILE *to) {
-    fprintf(to, "sitd %s: samples diffusion transformers over HTTP\n\nusage: sitd COMMAND [options]\n\n", sitd_version);
+    fprintf(to, "sitd %s: samples diffusion transformers over HTTP, and trains them\n\nusage: sitd COMMAND [options]\n\n", sitd_version);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) fprintf(to, "  %-8s  %s\n", commands[i].name, commands[i].what);
     fprintf(to, "\n`sitd COMMAND --help` tells a command's options.\n");
     return to == stdout ? 0 : 2;

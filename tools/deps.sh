@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the Debian packages that the named purposes (build, run, test) need and that are missing: as root, or through sudo that asks no password;
+# Installs the Debian packages that the named purposes (build, run, test, train) need and that are missing: as root, or through sudo that asks no password;
 # otherwise prints the one line to run.
 set -eu
 need=""
@@ -7,6 +7,7 @@ for purpose in "$@"; do
     case $purpose in
     build) need="$need gcc libc6-dev make libmicrohttpd-dev libuv1-dev libjansson-dev libdnnl-dev libpng-dev libjpeg62-turbo-dev zlib1g-dev libssl-dev" ;;
     run) need="$need curl" ;;
+    train) need="$need dataset-fashion-mnist" ;;
     test) need="$need clang libclang-rt-14-dev python3 python3-pytest python3-yaml chromium chromium-driver python3-selenium" ;;
     *) echo "deps.sh: no purpose '$purpose'" >&2; exit 2 ;;
     esac

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: MIT
+"""sitd train as it is typed: runs that are stopped, killed and continued; and a daemon that serves what is being trained."""
+import hashlib
+import json
+import random
+import re
+import signal
+import struct
+import subprocess
+import threading
+import time
+
+import pytest
+
+import toy
+from conftest import BINARY, ROOT, SCALE, clean_env
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    return toy.write(tmp_path_factory.mktemp("toy"))
+
+
+def command(pictures, out, *args):
+    return [BINARY, "train", "--data", str(pictures), "--out", str(out), *toy.FLAGS, *map(str, args)]
+
+
+def train(pictures, out, *args, code=0, env=None):
+    done = subprocess.run(command(pictures, out, *args), capture_output=True, text=True, timeout=120 * SCALE, env=clean_env(env))
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def newest(out):
+    return sorted((out / "checkpoints").glob("step-*.safetensors"))[-1]
+
+
+def test_a_run_leaves_a_log_pictures_and_a_report(tmp_path, pictures):
+    done = train(pictures, tmp_path, "--steps", 20, "--log-every", 5, "--save-every", 10, "--sample-every", 10, "--sample-steps", 3)
+    assert "40 examples (IDX), 3 classes" in done.stderr and "20 of 20 steps" in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, 10, 15, 20]
+    assert lines[-1]["loss"] < lines[0]["loss"] and len(lines[0]["loss_by_time"]) == 32
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") >= 5 and page.count("data:image/png;base64,") == 2 and "src=\"http" not in page and "batch = 8" in page
+    for png in (tmp_path / "samples").iterdir():
+        body = png.read_bytes()
+        width, height = struct.unpack(">II", body[16:24])
+        assert (width, height) == (3 * 10 + 2, 4 * 10 + 2)
+    # the recipe that the run leaves is the run again
+    again = tmp_path / "again"
+    train(pictures, again, "--steps", 20)
+    subprocess.run([BINARY, "train", "--config", tmp_path / "recipe.conf", "--out", tmp_path / "third"], check=True, capture_output=True, env=clean_env())
+    assert newest(again).read_bytes() == newest(tmp_path / "third").read_bytes() == newest(tmp_path).read_bytes()
+
+
+def test_sigterm_saves_and_a_run_that_was_killed_ends_the_same(tmp_path, pictures):
+    """Stopped once and killed a few times at moments of chance, then continued: the last checkpoint has the same bytes. tests/bench/kill_train.py does it 50 times."""
+    args = ["--steps", 120, "--save-every", 10, "--log-every", 10]
+    train(pictures, tmp_path / "whole", *args)
+    out, rng, kills = tmp_path / "cut", random.Random(4), 0
+    for turn in range(4):
+        p = subprocess.Popen(command(pictures, out, *args, "--resume", "auto"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_env())
+        p.stderr.readline()
+        time.sleep(rng.random() * 0.3 * SCALE)
+        p.send_signal(signal.SIGKILL if turn else signal.SIGTERM)
+        said, errors = p.communicate(timeout=60 * SCALE)
+        kills += p.returncode == -signal.SIGKILL
+        if turn == 0:
+            assert p.returncode == 0, errors
+            step = int(re.search(r": (\d+) of 120 steps", said)[1])
+            assert newest(out).name == f"step-{step:08d}.safetensors"
+    train(pictures, out, *args, "--resume", "auto")
+    assert newest(out).read_bytes() == newest(tmp_path / "whole").read_bytes()
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == 120
+    assert not list((out / "checkpoints").glob("*.tmp*"))
+
+
+@pytest.mark.parametrize("args, code, text", [
+    ((), 2, "--data"), (("--data", "{d}"), 2, "--out"), (("--data", "/none", "--out", "{o}"), 66, "/none"), (("--data", "{d}", "--out", "{o}", "--lr", "fast"), 2, "lr is 'fast'"),
+    (("--data", "{d}", "--out", "{o}", "--model", "DiT-M/2"), 78, "DiT-M/2"), (("--data", "{d}", "--out", "{o}", "--model", "SiT-S/3"), 78, "patch_size"),
+    (("--data", "{d}", "--out", "{o}", "--batch", "10", "--microbatch", "4"), 78, "microbatch"), (("--data", "{d}", "--out", "{o}", "--frobnicate"), 2, "--frobnicate"),
+    (("--data", "{d}", "--out", "{o}", "--ema", "0.9,x"), 78, "ema is '0.9,x'"), (("--data", "{d}", "--out", "{o}", "--weighting", "velocity"), 78, "weighted"),
+    (("--data", "{d}", "--out", "{o}", "--model", "custom"), 78, "family"), (("--data", "{d}", "--out", "{o}", "--classes", "2"), 78, "labels up to 2"),
+    (("--data", "{d}", "--out", "{o}", "--init", "/none.pt"), 66, "/none.pt"), (("--data", "{d}", "--out", "{d}/train-images-idx3-ubyte.gz"), 1, "train-images"),
+    (("--data", "{d}", "--out", "{o}", "--size", "6"), 65, "more than the 6"),
+])
+def test_what_is_wrong_is_named(tmp_path, pictures, args, code, text):
+    args = [a.format(d=pictures, o=tmp_path / "o") for a in args]
+    small = ["--width", "16", "--depth", "1", "--heads", "2", "--steps", "1", "--backend", "cpu"] if "--out" in args else []
+    done = subprocess.run([BINARY, "train", *args, *small], capture_output=True, text=True, timeout=60 * SCALE, env=clean_env())
+    assert text in done.stderr and done.stderr.startswith("sitd train: "), done.stderr
+    assert done.returncode == code, done.stderr
+
+
+def test_recipes_are_good_and_variables_count(tmp_path, pictures):
+    recipes = sorted((ROOT / "deploy" / "recipes").glob("*.conf"))
+    assert len(recipes) >= 4
+    for recipe in recipes:
+        text = subprocess.run([BINARY, "train", "--config", recipe, "--print-config"], check=True, capture_output=True, text=True, env=clean_env({"SITD_TRAIN_LR": "0.5"})).stdout
+        assert "# environment\nlr = 0.5\n" in text and "# file\nmodel = " in text
+    assert "--t-density" in subprocess.run([BINARY, "train", "--help"], check=True, capture_output=True, text=True).stdout
+    done = train(pictures, tmp_path, "--check-config")
+    assert "40 examples" in done.stdout and not (tmp_path / "checkpoints").exists()
+
+
+class Versions(threading.Thread):
+    """Keeps a copy of each model.json that was there, by its digest."""
+
+    def __init__(self, directory):
+        super().__init__(daemon=True)
+        self.file, self.seen, self.over = directory / "model.json", {}, threading.Event()
+
+    def run(self):
+        while not self.over.wait(0.002):
+            text = self.file.read_bytes()
+            self.seen[hashlib.sha256(text).hexdigest()] = text
+
+
+def pixels_of(daemon, seed):
+    return daemon.sample({"class": 1, "seed": seed, "sampler": {"type": "ode", "method": "euler", "steps": 2 + seed % 7}}, accept="image/png")
+
+
+def test_versions_that_are_trained_go_live_under_load(tmp_path, pictures, start):
+    folder, out, answers, failures, over = tmp_path / "models", tmp_path / "run", [], [], threading.Event()
+    live = folder / "toy"
+    train(pictures, out, "--steps", 1, "--warmup", 0, "--publish", live, "--publish-every", 1)
+    daemon = start("--max-rows", "8", models_dir=folder)
+    versions = Versions(live)
+    versions.start()
+
+    def client(number):
+        for seed in range(10000 * number, 10000 * (number + 1)):
+            if over.is_set():
+                return
+            reply = pixels_of(daemon, seed)
+            if reply.status != 200:
+                failures.append((reply.status, reply.body))
+                return
+            answers.append((seed, reply.headers["X-Model-Digest"], reply.body))
+
+    clients = [threading.Thread(target=client, args=(n,)) for n in range(1, 4)]
+    for c in clients:
+        c.start()
+    trainer = subprocess.Popen(command(pictures, tmp_path / "run2", "--steps", 1000000, "--publish", live, "--publish-every", 200), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_env())
+    try:
+        daemon.wait_until(lambda: failures or len({a[1] for a in answers}) >= 4, 60, "three versions more")
+    finally:
+        trainer.send_signal(signal.SIGTERM)
+        assert trainer.wait(60 * SCALE) == 0, trainer.stderr.read()
+    digest = hashlib.sha256((live / "model.json").read_bytes()).hexdigest()
+    daemon.wait_until(lambda: failures or pixels_of(daemon, 1).headers["X-Model-Digest"] == digest, 30, "the last version")
+    # a publication that is broken changes nothing
+    desc = json.loads((live / "model.json").read_text())
+    desc["weights"]["sha256"] = "0" * 64
+    refused = daemon.metric('sitd_model_reloads_total{result="failed"}')
+    (live / "model.json").write_text(json.dumps(desc))
+    daemon.wait_until(lambda: daemon.metric('sitd_model_reloads_total{result="failed"}') > (refused or 0), 30, "the broken version refused")
+    assert pixels_of(daemon, 2).headers["X-Model-Digest"] == digest
+    over.set()
+    versions.over.set()
+    for c in clients:
+        c.join()
+    assert not failures
+    for n, digest in enumerate(dict.fromkeys(a[1] for a in answers)):  # the same requests of daemons that know one version only
+        if n > 3:
+            break
+        alone = tmp_path / f"alone{n}" / "toy"
+        alone.mkdir(parents=True)
+        name = json.loads(versions.seen[digest])["weights"]["file"]
+        (alone / name).write_bytes((live / name).read_bytes())
+        (alone / "model.json").write_bytes(versions.seen[digest])
+        judge = start(models_dir=alone.parent)
+        mine = [a for a in answers if a[1] == digest]
+        for seed, _, body in mine[:2] + mine[-2:]:
+            assert pixels_of(judge, seed).body == body
