@@ -14,6 +14,7 @@
 
 #include "kernels/cpu/picture.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/train.h"
 
 struct job { // one cpu_run or one part of cpu_rows, as the pool sees it
     struct cpu *cpu;
@@ -212,11 +213,9 @@ int kern_cpu_open(struct kern *k, const struct kern_config *cfg) {
     k->linear_new = cpu_linear_new;
     k->linear_free = cpu_linear_free;
     k->linear = cpu_linear;
-    k->linear_wrap = cpu_linear_wrap;
-    k->linear_refresh = cpu_linear_refresh;
-    k->linear_backward = cpu_linear_backward;
     cpu_ops_fill(k, cpu);
     cpu_picture_fill(k, cpu);
+    cpu_train_fill(k, cpu);
     describe(k, cpu);
     int rc = cpu_init(k, cpu, cfg->nice);
     if (rc < 0) cpu_close(k);

@@ -69,8 +69,6 @@ int cpu_linear_new(struct kern *, const struct kern_linear_spec *, const void *w
 void cpu_linear_free(struct kern *, struct kern_linear *);
 int cpu_linear_wrap(struct kern *, const struct kern_linear_spec *, const float *w, const float *b, struct kern_linear **);
 int cpu_linear_refresh(struct kern *, struct kern_linear *);
-int cpu_linear_backward(struct kern *, const struct kern_linear *, void *dx, float *dw, float *db, const void *dy, const void *x,
-                        enum kern_act before, const void *x_pre, int units);
 int cpu_linear(struct kern *, const struct kern_linear *, void *y, const void *x, int units, void *save_pre);
 
 /* ops.c: the rest, over the vector code. Sets the entries that cpu->simd has code for. */

@@ -313,12 +313,6 @@ int cpu_linear_refresh(struct kern *k, struct kern_linear *opaque) {
     return l->own ? cpu_vectors_load(k, l, l->w, l->b) : load(k, (struct cpu_linear *)l, l->w, l->b);
 }
 
-int cpu_linear_backward(struct kern *k, const struct kern_linear *opaque, void *dx, float *dw, float *db, const void *dy,
-                        const void *x, enum kern_act before, const void *x_pre, int units) {
-    const struct cpu_layer *l = (const struct cpu_layer *)opaque;
-    return ref_linear_grads(k, &l->spec, l->w, dx, dw, db, dy, x, before, x_pre, units);
-}
-
 struct linear_call {
     const struct cpu_linear *l;
     char *y, *save_pre;

@@ -53,6 +53,8 @@ struct simd {
     // one slot; cols and noise (may be NULL) are that slot's own. As ref_sampler.c, bit for bit
     void (*row_update)(float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,
                        const struct kern_row_update *);
+    void (*mix)(float *xt, float *x0, const float *x1, size_t numel,
+                const struct kern_mix *); // one image, as ref_step.c, bit for bit
 };
 
 extern const struct simd simd_avx2, simd_avx512, simd_avx512bf16;

@@ -293,11 +293,11 @@ static void vectors(float *y, size_t ld, const float *x, int in, const float *w,
 enum { PIECE = 64, BLOCKS = PIECE / 4 + 1 };
 
 // Normals of blocks b0 .. b0+BLOCKS-1; loops over plain arrays, which the compiler turns into vectors
-static void normals(float z[4 * BLOCKS], const struct kern_row_update *u, uint32_t b0) {
+static void normals(float z[4 * BLOCKS], uint64_t seed, uint32_t image, uint32_t draw, uint32_t b0) {
     enum { N = KERN_ROUND_UP(BLOCKS, W) };
-    uint32_t c0[N], c1[N], c2[N], c3[N], k0 = (uint32_t)u->seed, k1 = (uint32_t)(u->seed >> 32);
+    uint32_t c0[N], c1[N], c2[N], c3[N], k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     float r[N], r2[N], cs[N], sn[N];
-    for (uint32_t i = 0; i < N; i++) c0[i] = b0 + i, c1[i] = u->draw, c2[i] = u->image, c3[i] = 0;
+    for (uint32_t i = 0; i < N; i++) c0[i] = b0 + i, c1[i] = draw, c2[i] = image, c3[i] = 0;
     for (int i = 0; i < N; i++) {
         uint32_t x[4] = {c0[i], c1[i], c2[i], c3[i]};
         philox_rounds(x, k0, k1);
@@ -368,13 +368,24 @@ static void row_update(float *cols, size_t numel, size_t plane, const float *out
         if (n > numel - e) n = numel - e;
         if (reads_out) guided_piece(F, u, out, out_ld, e, n, plane);
         if (reads_clip) clip_piece(D, &u->clip, cols + e, numel, F, n);
-        if (reads_noise && !noise) normals(z, u, (uint32_t)(e / 4));
+        if (reads_noise && !noise) normals(z, u->seed, u->image, u->draw, (uint32_t)(e / 4));
         if (reads_noise && u->learned) {
             learned_piece(scaled, Z, u, out, out_ld, numel + e, n, plane);
             Z = scaled;
         }
         for (int i = 0; i < u->n; i++) assign_piece(v[i], &u->assign[i], cols + e, numel, F, D, Z, n);
         for (int i = 0; i < u->n; i++) memcpy(cols + (size_t)u->assign[i].dst * numel + e, v[i], n * sizeof(float));
+    }
+}
+
+static void mix(float *xt, float *x0, const float *x1, size_t numel, const struct kern_mix *m) {
+    for (size_t e = 0; e < numel; e += PIECE) {
+        float z[4 * BLOCKS];
+        normals(z, m->seed, m->image, m->draw, (uint32_t)(e / 4));
+        for (size_t i = 0; i < PIECE && e + i < numel; i++) {
+            x0[e + i] = z[i];
+            xt[e + i] = fmaf(m->a0, z[i], m->a1 * x1[e + i]);
+        }
     }
 }
 
@@ -389,4 +400,5 @@ const struct simd SIMD = {
     .to_bf16 = to_bf16,
     .condition = condition,
     .row_update = row_update,
+    .mix = mix,
 };
