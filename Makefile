@@ -78,7 +78,7 @@ $(OUT)/tests/run: $(TEST_OBJ) $(SERVER_OBJ) $(OUT)/libsitd.a
 	@echo "  LINK  $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 tests: $(OUT)/tests/run
-$(OUT)/bench-ops: $(OUT)/tests/bench/bench_ops.o $(OUT)/tests/ops/cases.o $(OUT)/libsitd.a
+$(OUT)/bench-ops: $(OUT)/tests/bench/bench_ops.o $(OUT)/tests/ops/cases.o $(OUT)/tests/ops/cases_train.o $(OUT)/libsitd.a
 	@echo "  LINK  $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(OUT)/bench-samplers: $(OUT)/tests/bench/bench_samplers.o $(OUT)/tests/unit/f64_exec.o $(OUT)/libsitd.a
@@ -121,7 +121,7 @@ $(OUT)/libsitd_cuda.so: $(CUDA_OBJ)
 	@echo "  LINK  $@"
 	$(Q)$(NVCC) -shared -cudart static -o $@ $^ -lcublasLt -Xlinker -rpath,'$$ORIGIN:$(CUDA_HOME)/lib64'
 -include $(CUDA_OBJ:.o=.d)
-CUDA_TEST_OBJ := $(patsubst %.c,$(OUT)/%.o,tests/main.c tests/ops/cases.c $(wildcard tests/cuda/*.c))
+CUDA_TEST_OBJ := $(patsubst %.c,$(OUT)/%.o,tests/main.c tests/ops/cases.c tests/ops/cases_train.c $(wildcard tests/cuda/*.c))
 $(OUT)/run-cuda: $(CUDA_TEST_OBJ) $(OUT)/libsitd.a
 	@echo "  LINK  $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)

@@ -26,7 +26,7 @@ static void opened(struct op_run *o, struct kern *k, const struct op_case *c, in
 static double distance(const struct op_run *o, int i, const void *a, const void *b) {
     enum kern_dtype t = o->b[i].act ? o->k->act : KERN_F32;
     double num = 0, den = 0;
-    for (size_t e = 0; e < (size_t)o->R * o->b[i].row; e++) {
+    for (size_t e = 0; e < (size_t)(o->b[i].shared ? 1 : o->R) * o->b[i].row; e++) {
         double x = (double)kern_load(t, a, e), y = (double)kern_load(t, b, e);
         num += (x - y) * (x - y);
         den += y * y;

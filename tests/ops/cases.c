@@ -13,6 +13,8 @@
     { .name = name_, .op = OP_LINEAR, .T = t_, .C = in_, .N = out_, .tol = F32_TOL, __VA_ARGS__ }
 #define LINEAR_BF16(name_, t_, in_, out_, ...)                                                                                   \
     { .name = name_, .op = OP_LINEAR, .dtype = KERN_BF16, .T = t_, .C = in_, .N = out_, .tol = BF16_TOL, __VA_ARGS__ }
+#define TRAIN(name_, op_, t_, c_, n_, tol_, ...)                                                                                 \
+    { .name = name_, .op = op_, .T = t_, .C = c_, .N = n_, .tol = tol_, __VA_ARGS__ }
 #define HEADS(t_, h_, d_, ...)                                                                                                   \
     { .name = "attention", .op = OP_ATTENTION, .T = t_, .C = (h_) * (d_), .H = h_, .tol = F32_TOL, __VA_ARGS__ }
 #define HEADS_BF16(t_, h_, d_, ...)                                                                                              \
@@ -133,12 +135,54 @@ const struct op_case op_cases[] = {
      .depth = 8,
      .tol = 1e-2,
      .bench = true},
+    TRAIN("qkv backward", OP_LINEAR_BACKWARD, 64, 192, 576, F32_TOL, .save = true, .bench = true),
+    TRAIN("proj backward", OP_LINEAR_BACKWARD, 64, 192, 192, F32_TOL, .save = true, .bench = true),
+    TRAIN("fc1 backward", OP_LINEAR_BACKWARD, 64, 192, 768, F32_TOL, .save = true, .bench = true),
+    TRAIN("fc2 backward", OP_LINEAR_BACKWARD, 64, 768, 192, F32_TOL, .save = true, .act = KERN_GELU_TANH, .bench = true),
+    TRAIN("linear backward", OP_LINEAR_BACKWARD, 9, 25, 41, F32_TOL, .save = true, .act = KERN_SILU),
+    TRAIN("linear backward", OP_LINEAR_BACKWARD, 1, 8, 1, F32_TOL, .save = true),
+    TRAIN("linear backward", OP_LINEAR_BACKWARD, 16, 300, 130, F32_TOL, .save = true, .act = KERN_GELU_TANH),
+    TRAIN("linear backward, no bias, no dx", OP_LINEAR_BACKWARD, 257, 16, 33, F32_TOL),
+    TRAIN("modulation backward", OP_VECTORS_BACKWARD, 1, 192, 9600, F32_TOL, .save = true, .act = KERN_SILU, .x_f32 = true,
+          .y_f32 = true, .bench = true),
+    TRAIN("vectors backward", OP_VECTORS_BACKWARD, 1, 13, 301, F32_TOL, .save = true),
+    TRAIN("linear backward", OP_LINEAR_BACKWARD, 9, 24, 40, BF16_TOL, .dtype = KERN_BF16, .save = true, .act = KERN_GELU_TANH),
+    TRAIN("linear backward", OP_LINEAR_BACKWARD, 16, 64, 96, BF16_TOL, .dtype = KERN_BF16, .save = true, .x_f32 = true,
+          .y_f32 = true),
+    TRAIN("linear backward", OP_LINEAR_BACKWARD, 16, 64, 96, BF16_TOL, .dtype = KERN_BF16, .save = true, .y_f32 = true),
+    TRAIN("norm backward", OP_NORM_BACKWARD, 64, 192, 0, F32_TOL, .bench = true),
+    TRAIN("norm backward, shared", OP_NORM_BACKWARD, 13, 37, 0, F32_TOL, .H = 1),
+    TRAIN("norm backward", OP_NORM_BACKWARD, 3, 1157, 0, BF16_TOL, .dtype = KERN_BF16),
+    TRAIN("gate and norm backward", OP_GATE_NORM_BACKWARD, 64, 192, 0, F32_TOL, .save = true, .bench = true),
+    TRAIN("gate and norm backward", OP_GATE_NORM_BACKWARD, 70, 43, 0, F32_TOL, .save = true),
+    TRAIN("gate and norm backward, shared", OP_GATE_NORM_BACKWARD, 65, 200, 0, F32_TOL, .save = true, .H = 1),
+    TRAIN("gate and norm backward, fixed gate", OP_GATE_NORM_BACKWARD, 5, 8, 0, F32_TOL),
+    TRAIN("gate backward", OP_GATE_NORM_BACKWARD, 9, 40, 1, F32_TOL, .save = true),
+    TRAIN("gate and norm backward", OP_GATE_NORM_BACKWARD, 16, 192, 0, BF16_TOL, .dtype = KERN_BF16, .save = true),
+    TRAIN("attention backward", OP_ATTENTION_BACKWARD, 64, 192, 0, F32_TOL, .H = 3, .bench = true),
+    TRAIN("attention backward", OP_ATTENTION_BACKWARD, 256, 72, 0, F32_TOL, .H = 1, .bench = true),
+    TRAIN("attention backward", OP_ATTENTION_BACKWARD, 1, 16, 0, F32_TOL, .H = 2),
+    TRAIN("attention backward", OP_ATTENTION_BACKWARD, 9, 72, 0, F32_TOL, .H = 3),
+    TRAIN("attention backward", OP_ATTENTION_BACKWARD, 31, 64, 0, F32_TOL, .H = 2),
+    TRAIN("attention backward", OP_ATTENTION_BACKWARD, 33, 40, 0, F32_TOL, .H = 1),
+    TRAIN("attention backward", OP_ATTENTION_BACKWARD, 65, 128, 0, F32_TOL, .H = 1),
+    TRAIN("attention backward", OP_ATTENTION_BACKWARD, 130, 88, 0, F32_TOL, .H = 1),
+    TRAIN("attention backward", OP_ATTENTION_BACKWARD, 257, 120, 0, F32_TOL, .H = 1),
+    TRAIN("attention backward", OP_ATTENTION_BACKWARD, 600, 8, 0, F32_TOL, .H = 1),
+    TRAIN("attention backward", OP_ATTENTION_BACKWARD, 33, 48, 0, BF16_TOL, .dtype = KERN_BF16, .H = 2),
+    TRAIN("cross-attention backward", OP_CROSS_BACKWARD, 64, 192, 2, F32_TOL, .H = 3),
+    TRAIN("cross-attention backward", OP_CROSS_BACKWARD, 9, 72, 5, F32_TOL, .H = 3),
+    TRAIN("cross-attention backward", OP_CROSS_BACKWARD, 9, 48, 2, BF16_TOL, .dtype = KERN_BF16, .H = 2),
+    TRAIN("take token", OP_TAKE_TOKEN, 5, 40, 3, 0),
+    TRAIN("condition backward", OP_CONDITION_BACKWARD, 1, 43, 0, 1e-6),
+    TRAIN("unpatchify backward", OP_UNPATCHIFY_BACKWARD, 16, 6, 2, 0, .H = 3),
+    TRAIN("mix", OP_MIX, 7, 3, 0, 0, .bench = true),
+    TRAIN("loss", OP_LOSS, 8, 4, 0, F32_TOL, .bench = true),
+    TRAIN("adamw", OP_ADAMW, 1, 100003, 0, 0, .bench = true),
 };
 const int op_cases_n = sizeof op_cases / sizeof *op_cases;
 
 /* ---- buffers ---- */
-
-enum { ONCE = 1, OUT = 2, ACT = 4, INT = 8, ROUGH = 16 }; // ROUGH: 30 times larger than the rest
 
 // Uniform with variance 1, from a mixed counter: cheap, as the tests make some hundred million of them
 static float noise(uint64_t stream, size_t e) {
@@ -152,7 +196,7 @@ static float value(const struct op_case *c, int buffer, int id, size_t e) {
     return noise((uint64_t)(c->T * 131 + c->C) << 32 | (uint64_t)(buffer * 4096 + id), e);
 }
 
-static void *add(struct op_run *o, size_t row, int flags, const int *id) {
+void *op_add(struct op_run *o, size_t row, int flags, const int *id) {
     struct op_buffer *b = &o->b[o->n];
     b->row = row;
     b->shared = flags & ONCE;
@@ -168,6 +212,7 @@ static void *add(struct op_run *o, size_t row, int flags, const int *id) {
             int row_id = b->shared ? 1000 : id ? id[r] : (int)r;
             float v = value(o->c, o->n, row_id, e) * (flags & ROUGH ? 30 : 1);
             if (flags & INT) ((int32_t *)b->host)[r * row + e] = row_id % 5 - 1;
+            else if (flags & POSITIVE) kern_store(KERN_F32, b->host, r * row + e, fabsf(v));
             else kern_store(b->act ? o->k->act : KERN_F32, b->host, r * row + e, v);
         }
     o->n++;
@@ -236,10 +281,10 @@ static int descriptors(struct op_run *o, const int *id) {
 static int net_open(struct op_run *o, const int *id) {
     const struct op_case *c = o->c;
     size_t tokens = (size_t)c->T, C = (size_t)c->C, scratch = (size_t)o->k->rows_scratch(o->k, o->R);
-    add(o, tokens * C, OUT, id);
-    add(o, (size_t)c->depth * 6 * C, 0, id);
+    op_add(o, tokens * C, OUT, id);
+    op_add(o, (size_t)c->depth * 6 * C, 0, id);
     size_t act[] = {C, 3 * C, C, C, (size_t)c->N}; // norm, qkv, attention, branch, mlp
-    for (int i = 0; i < 5; i++) add(o, scratch * tokens * act[i], ACT | ONCE, id);
+    for (int i = 0; i < 5; i++) op_add(o, scratch * tokens * act[i], ACT | ONCE, id);
     for (int d = 0; d < c->depth; d++) {
         struct kern_linear_spec s[] = {{.out = 3 * c->C, .in = c->C, .unit = c->T},
                                        {.out = c->C, .in = c->C, .unit = c->T},
@@ -257,9 +302,9 @@ static int make(struct op_run *o, const int *id) {
     switch (c->op) {
     case OP_LINEAR:
     case OP_VECTORS:
-        add(o, T * N, OUT | (c->y_f32 ? 0 : ACT), id);
-        add(o, T * C, c->x_f32 ? 0 : ACT, id);
-        if (c->save) add(o, T * N, OUT | (c->y_f32 ? 0 : ACT), id);
+        op_add(o, T * N, OUT | (c->y_f32 ? 0 : ACT), id);
+        op_add(o, T * C, c->x_f32 ? 0 : ACT, id);
+        if (c->save) op_add(o, T * N, OUT | (c->y_f32 ? 0 : ACT), id);
         return layer(o, (struct kern_linear_spec){.out = c->N,
                                                   .in = c->C,
                                                   .unit = c->op == OP_VECTORS ? KERN_VEC : c->T,
@@ -267,41 +312,43 @@ static int make(struct op_run *o, const int *id) {
                                                   .x_f32 = c->x_f32,
                                                   .y_f32 = c->y_f32});
     case OP_PATCHIFY:
-        return add(o, C * side2, OUT, id), add(o, C * side2, 0, id), 0;
+        return op_add(o, C * side2, OUT, id), op_add(o, C * side2, 0, id), 0;
     case OP_UNPATCHIFY:
-        return add(o, (size_t)c->H * side2, OUT, id), add(o, C * side2, 0, id), 0;
+        return op_add(o, (size_t)c->H * side2, OUT, id), op_add(o, C * side2, 0, id), 0;
     case OP_ADD_TABLE:
-        return add(o, T * C, OUT, id), add(o, T * C, ONCE, id), 0;
+        return op_add(o, T * C, OUT, id), op_add(o, T * C, ONCE, id), 0;
     case OP_TIMESTEP:
-        return add(o, C, OUT, id), add(o, 1, ROUGH, id), 0;
+        return op_add(o, C, OUT, id), op_add(o, 1, ROUGH, id), 0;
     case OP_CONDITION:
-        add(o, C, OUT, id), add(o, C, 0, id), add(o, 4 * C, ONCE, id), add(o, 1, INT, id);
-        return c->save ? (add(o, C, OUT, id), 0) : 0;
+        op_add(o, C, OUT, id), op_add(o, C, 0, id), op_add(o, 4 * C, ONCE, id), op_add(o, 1, INT, id);
+        return c->save ? (op_add(o, C, OUT, id), 0) : 0;
     case OP_NORM:
     case OP_GATE_NORM:
-        add(o, T * C, OUT | ACT, id), add(o, T * C, OUT | ROUGH, id), add(o, T * C, ACT, id), add(o, 3 * C, 0, id);
-        return c->save ? (add(o, T * C, OUT | ACT, id), add(o, T, OUT, id), 0) : 0;
+        op_add(o, T * C, OUT | ACT, id), op_add(o, T * C, OUT | ROUGH, id), op_add(o, T * C, ACT, id), op_add(o, 3 * C, 0, id);
+        return c->save ? (op_add(o, T * C, OUT | ACT, id), op_add(o, T, OUT, id), 0) : 0;
     case OP_ATTENTION:
-        add(o, T * C, OUT | ACT, id), add(o, 3 * T * C, ACT, id);
-        return c->save ? (add(o, T * (size_t)c->H, OUT, id), 0) : 0;
+        op_add(o, T * C, OUT | ACT, id), op_add(o, 3 * T * C, ACT, id);
+        return c->save ? (op_add(o, T * (size_t)c->H, OUT, id), 0) : 0;
     case OP_SET_TOKEN:
-        return add(o, T * C, OUT, id), add(o, C, 0, id), 0;
+        return op_add(o, T * C, OUT, id), op_add(o, C, 0, id), 0;
     case OP_CROSS: // keys and values of two blocks, of which the second's are used
-        return add(o, T * C, OUT | ACT, id), add(o, T * C, ACT, id), add(o, N * 4 * C, 0, id), 0;
+        return op_add(o, T * C, OUT | ACT, id), op_add(o, T * C, ACT, id), op_add(o, N * 4 * C, 0, id), 0;
     case OP_GATHER:
-        return add(o, C, OUT, id), add(o, KERN_COLS * C, 0, id), descriptors(o, id);
+        return op_add(o, C, OUT, id), op_add(o, KERN_COLS * C, 0, id), descriptors(o, id);
     case OP_ROW_UPDATE:
-        return add(o, KERN_COLS * C * side2, OUT, id), add(o, 4 * C * side2, 0, id), descriptors(o, id);
+        return op_add(o, KERN_COLS * C * side2, OUT, id), op_add(o, 4 * C * side2, 0, id), descriptors(o, id);
     case OP_ROW_NORM:
-        return add(o, KERN_COLS * C, 0, id), descriptors(o, id);
+        return op_add(o, KERN_COLS * C, 0, id), descriptors(o, id);
     case OP_NET:
         return net_open(o, id);
+    default:
+        return train_make(o, id);
     }
-    return -1;
 }
 
 int op_open(struct op_run *o, struct kern *k, const struct op_case *c, int R, const int *id) {
-    *o = (struct op_run){.k = k, .c = c, .R = R, .lines = c->op == OP_VECTORS ? KERN_ROUND_UP(R, KERN_VEC) : R};
+    *o = (struct op_run){
+        .k = k, .c = c, .R = R, .lines = c->op == OP_VECTORS || c->op == OP_VECTORS_BACKWARD ? KERN_ROUND_UP(R, KERN_VEC) : R};
     int rc = make(o, id);
     for (int i = 0; i < o->n && rc == 0; i++)
         if (!o->b[i].p) rc = KERN_ENOMEM;
@@ -395,8 +442,9 @@ int op_run(struct op_run *o) {
         return k->row_norm(k, o->norms, p[0], (size_t)C, o->desc, R);
     case OP_NET:
         return k->rows(k, R, net_rows, o);
+    default:
+        return train_run(o);
     }
-    return -1;
 }
 
 double op_flops(const struct op_case *c, int R) {
@@ -404,7 +452,7 @@ double op_flops(const struct op_case *c, int R) {
     if (c->op == OP_LINEAR || c->op == OP_VECTORS) return 2 * R * T * C * N;
     if (c->op == OP_ATTENTION) return 4 * R * T * T * C;
     if (c->op == OP_NET) return R * c->depth * (2 * T * C * (4 * C + 2 * N) + 4 * T * T * C);
-    return 0;
+    return train_flops(c, R);
 }
 
 double op_bytes_moved(const struct op_case *c, int R) {
@@ -428,6 +476,6 @@ double op_bytes_moved(const struct op_case *c, int R) {
     case OP_TIMESTEP:
         return R * C * 4;
     default:
-        return 0;
+        return train_bytes_moved(c, R);
     }
 }

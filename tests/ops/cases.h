@@ -27,7 +27,19 @@ enum op {
     OP_GATHER,
     OP_ROW_UPDATE,
     OP_ROW_NORM,
-    OP_NET
+    OP_NET,
+    OP_LINEAR_BACKWARD, // training from here on
+    OP_VECTORS_BACKWARD,
+    OP_NORM_BACKWARD,
+    OP_GATE_NORM_BACKWARD,
+    OP_ATTENTION_BACKWARD,
+    OP_CROSS_BACKWARD,
+    OP_TAKE_TOKEN,
+    OP_CONDITION_BACKWARD,
+    OP_UNPATCHIFY_BACKWARD,
+    OP_MIX,
+    OP_LOSS,
+    OP_ADAMW
 };
 
 struct op_case {
@@ -35,11 +47,11 @@ struct op_case {
     enum op op;
     enum kern_dtype dtype;
     int T, C, N; // tokens, width in, width out (attention: H*D; images: T = side, C = channels in, N = channels kept or patch)
-    int H;       // heads; OP_NET: and depth blocks of MLP width N
+    int H;       // heads; OP_NET: and depth blocks of MLP width N; norms backward: 1 if all rows share their vectors
     int depth;
     enum kern_act act;
     enum kern_dtype w_store;
-    bool x_f32, y_f32, save;
+    bool x_f32, y_f32, save; // backward: act is of x, save: with db and dx, dgate
     double tol; // relative L2 error against the reference; 0: equal bytes
     bool bench;
 };
@@ -76,4 +88,12 @@ int op_read(struct op_run *, int buffer, void *host); // a whole buffer (op_byte
 void op_close(struct op_run *);
 double op_flops(const struct op_case *, int R);
 double op_bytes_moved(const struct op_case *, int R);
+
+/* between cases.c and cases_train.c, which has the training ops */
+enum { ONCE = 1, OUT = 2, ACT = 4, INT = 8, ROUGH = 16, POSITIVE = 32 }; // ROUGH: 30 times larger than the rest; POSITIVE: absolute values
+void *op_add(struct op_run *, size_t row, int flags, const int *id);     // a buffer; NULL without memory
+int train_make(struct op_run *, const int *id);
+int train_run(struct op_run *);
+double train_flops(const struct op_case *, int R);
+double train_bytes_moved(const struct op_case *, int R);
 #endif

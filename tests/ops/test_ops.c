@@ -33,7 +33,7 @@ static void opened(struct op_run *o, struct kern *k, const struct op_case *c, in
 static double distance(const struct op_run *o, int i, const void *a, const void *b) {
     enum kern_dtype t = o->b[i].act ? o->k->act : KERN_F32;
     double num = 0, den = 0;
-    for (size_t e = 0; e < (size_t)o->R * o->b[i].row; e++) {
+    for (size_t e = 0; e < (size_t)(o->b[i].shared ? 1 : o->R) * o->b[i].row; e++) {
         double x = (double)kern_load(t, a, e), y = (double)kern_load(t, b, e);
         num += (x - y) * (x - y);
         den += y * y;
@@ -53,7 +53,7 @@ static void compare_case(const struct op_case *c, struct kern *cpu, struct kern 
         double d = distance(&a, i, x, y);
         if (!(d <= c->tol)) test_fail(__FILE__, __LINE__, "%s: buffer %d is off by %.3g, allowed %.3g", label(c), i, d, c->tol);
         bool unchanged = !a.b[i].shared && memcmp(x, a.b[i].host, (size_t)R * a.b[i].row * a.b[i].size) == 0;
-        if (unchanged && i == 0 && !(c->op == OP_GATE_NORM && c->N))
+        if (unchanged && i == 0 && !((c->op == OP_GATE_NORM || c->op == OP_GATE_NORM_BACKWARD) && c->N))
             test_fail(__FILE__, __LINE__, "%s: nothing was written", label(c));
         free(x);
         free(y);
@@ -93,7 +93,7 @@ enum { MOST = 17 };
 static void same_rows(struct op_run *got, const struct op_run *all, void **bytes, const int *id) {
     for (int i = 0; i < got->n; i++) {
         const struct op_buffer *b = &got->b[i];
-        if (!b->out) continue;
+        if (!b->out || b->shared) continue;
         char *x = malloc(b->bytes);
         size_t row = b->row * b->size;
         op_read(got, i, x);
@@ -105,6 +105,21 @@ static void same_rows(struct op_run *got, const struct op_run *all, void **bytes
     }
     for (int r = 0; got->c->op == OP_ROW_NORM && r < got->R; r++)
         CHECK(memcmp(&got->norms[r], &all->norms[id[r]], sizeof(double)) == 0);
+}
+
+// What all rows share, gradients of weights say, has the same bits for any number of threads
+static void same_whole(struct kern *k, const struct op_case *c, void **bytes) {
+    struct op_run o;
+    opened(&o, k, c, MOST, NULL);
+    for (int i = 0; i < o.n; i++) {
+        if (!o.b[i].out || !o.b[i].shared) continue;
+        char *x = malloc(o.b[i].bytes);
+        op_read(&o, i, x);
+        if (memcmp(x, bytes[i], o.b[i].bytes) != 0)
+            test_fail(__FILE__, __LINE__, "%s: buffer %d has other bits with %d threads", label(c), i, k->threads);
+        free(x);
+    }
+    op_close(&o);
 }
 
 static void case_bits(const struct op_case *c, struct kern *const *k, int kerns, bool every_R) {
@@ -122,6 +137,7 @@ static void case_bits(const struct op_case *c, struct kern *const *k, int kerns,
             same_rows(&some, &all, bytes, order);
             op_close(&some);
         }
+    for (int t = 0; t < kerns; t++) same_whole(k[t], c, bytes);
     for (int i = 0; i < OP_BUFFERS; i++) free(bytes[i]);
     op_close(&all);
 }
@@ -152,7 +168,7 @@ TEST_LIMIT(ops_bf16_rows_do_not_depend_on_company, 180) {
 TEST(ops_save_outputs_change_nothing) {
     for (int i = 0; i < op_cases_n; i++) {
         struct op_case c = op_cases[i];
-        if (!c.save || c.dtype != KERN_F32) continue;
+        if (!c.save || c.dtype != KERN_F32 || c.op > OP_NET) continue; // save means something else in training
         struct kern *k = open_kern("cpu", KERN_F32, 2);
         struct op_run with, without;
         opened(&with, k, &c, 3, NULL);
