@@ -23,7 +23,7 @@ int kern_check_linear(struct kern *, const struct kern_linear_spec *);
 int kern_check_attention(struct kern *, int T, int H, int D);
 int kern_check_cross(struct kern *, int T, int S, int H, int D);
 int kern_check_conv(struct kern *, const struct kern_conv_spec *);
-int kern_check_wide(struct kern *, int T, int C);
+int kern_check_wide(struct kern *, int T, int C, int pictures);
 void kern_conv_out(const struct kern_conv_spec *, int *height, int *width); // size of the output
 size_t kern_alloc_size(size_t bytes); // rounded up to whole cache lines, at least one; 0 where that overflows
 

@@ -30,7 +30,7 @@ static void ref_close(struct kern *k) { (void)k; }
 
 static int open_backend(struct kern *k, const struct kern_config *cfg) {
     k->act = cfg->act;
-    k->stream = KERN_F32;
+    k->stream = k->picture = KERN_F32;
     k->close = ref_close;
     kern_ref_fill(k);
     if (cfg->act != KERN_F32 && cfg->act != KERN_BF16)

@@ -11,8 +11,8 @@
  *
  * Buffers come from k->alloc (zeroed, 64-byte aligned). They are device pointers: the host may add offsets to them, only k->upload
  * and k->download may move their contents (on the CPU back ends they happen to be host memory). "act" buffers hold
- * elements of k->act (KERN_F32 or KERN_BF16), the residual stream's elements of k->stream; everything else is float32: conditioning,
- * modulation, images.
+ * elements of k->act (KERN_F32 or KERN_BF16), the residual stream's elements of k->stream, the pictures that convolutions take and give
+ * elements of k->picture; everything else is float32: conditioning, modulation, images.
  *
  * Invariance (the rule that makes "same seed, same bytes" true): an op's result for a row depends on that row's inputs, never on
  * R, on the row's place, on the thread count or on other rows. Matrix products therefore run in units of a fixed number of lines that
@@ -100,13 +100,14 @@ struct kern_norm {  // one slot's error norm: sqrt(mean_e((sum_j c[j]*col_j / (a
 };
 
 /*
- * Convolutions of one picture [H, W, in], channels last, float32. Zero padding throughout:
+ * Convolutions of pictures [H, W, in], channels last, elements of k->picture. Zero padding throughout:
  *   KERN_CONV       side 1 or 3, stride 1, `side/2` zeros all round                         -> [H, W, out]
  *   KERN_CONV_DOWN  side 3, stride 2, one row of zeros below and one column to the right    -> [H/2, W/2, out]   (H and W even)
  *   KERN_CONV_UP    every pixel twice in both directions, then KERN_CONV with side 3         -> [2H, 2W, out]
  * The input may be normalised on the way in (see group_norm): v = x*scale[c] + shift[c], then act; the zeros are put around v, not x.
  * The output comes in strips of whole lines, each of which can be computed at any time and in any order: a large picture
- * may be spread over several calls. How lines are cut into strips depends on the layer only.
+ * may be spread over several calls. How lines are cut into strips depends on the layer only. A call takes several pictures, one behind
+ * the other, and the same strips of each; a picture's bytes depend neither on the others nor on their number.
  */
 enum kern_conv_kind { KERN_CONV, KERN_CONV_DOWN, KERN_CONV_UP };
 struct kern_conv;
@@ -116,9 +117,10 @@ struct kern_conv_spec {
     bool norm;               // multiply and shift the input
     enum kern_act act;       // of the input: KERN_NONE or KERN_SILU
     bool add;                // add to what y holds
+    bool x_f32, y_f32;       // x (y) is float32 even where k->picture is not
 };
 #define KERN_NORM_PARTS 64   // parts of a picture whose sums group_norm adds up
-struct kern_wide;            // attention of one wide head over one picture's pixels, ready to run
+struct kern_wide;            // attention of one wide head over a picture's pixels, ready to run
 
 /*
  * Training. dNAME is the gradient of the loss with respect to NAME: of NAME's type and shape, but gradients of the residual stream and of
@@ -166,6 +168,8 @@ struct kern {
     // The residual stream's type: KERN_F32, or KERN_F16 on a GPU that computes in bfloat16: as small as bfloat16, eight times finer. A value
     // beyond 65504 becomes infinite, hence a NaN in the output, and wants exact_stream.
     enum kern_dtype stream;
+    enum kern_dtype picture;    // of pictures: KERN_F32, or KERN_BF16 on a GPU that computes in bfloat16
+    size_t pixels;              // a call wants pictures of so many pixels together; 0: one picture at a time
     int threads;
     char why[256];              // text of the last failure
     void *impl;                 // the back end's own
@@ -216,22 +220,23 @@ struct kern {
     // o (act) [R, T, H*D] from qkv (act) [R, T, 3*H*D]: q, k, v blocks, each head-major; softmax(q k^T / sqrt(D)) v. save_lse [R, H, T]
     int (*attention)(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);
 
-    /* pictures (float32, channels last; see above) */
+    /* pictures (elements of k->picture, channels last, `pictures` of them in a row; see above) */
     // w [out, in, side, side] and b [out] (may be NULL) are host memory, not kept
     int (*conv_new)(struct kern *, const struct kern_conv_spec *, const float *w, const float *b, struct kern_conv **);
     void (*conv_free)(struct kern *, struct kern_conv *);
     int (*conv_strips)(struct kern *, const struct kern_conv *); // how many; at least 1
-    // Strips first .. first+n-1 of y. coef [2, in] is scale then shift, NULL without spec.norm. y must not overlap x
-    int (*conv)(struct kern *, const struct kern_conv *, float *y, const float *x, const float *coef, int first, int n);
-    // coef [2, C]: x*coef[0] + coef[1] is the group norm of x [n, C] over groups of C/groups channels and all n pixels (Wu and He 2018).
-    // sums [KERN_NORM_PARTS, C, 2] is scratch. gamma and beta [C] are buffers
-    int (*group_norm)(struct kern *, float *coef, double *sums, const float *x, const float *gamma, const float *beta, size_t n, int C,
-                      int groups, float eps);
-    // o [T, C] from qkv [T, 3*C]: softmax(q k^T / sqrt(C)) v, one head. In strips of tokens, as conv
-    int (*wide_new)(struct kern *, int T, int C, struct kern_wide **);
+    // Strips first .. first+n-1 of each y. coef [pictures, 2, in] is scale then shift, NULL without spec.norm. y must not overlap x
+    int (*conv)(struct kern *, const struct kern_conv *, void *y, const void *x, const float *coef, int pictures, int first, int n);
+    // coef [pictures, 2, C]: x*coef[0] + coef[1] is the group norm of x [pictures, n, C] over groups of C/groups channels and all n pixels of a
+    // picture (Wu and He 2018). sums [pictures, KERN_NORM_PARTS, C, 2] is scratch. gamma and beta [C] are buffers
+    int (*group_norm)(struct kern *, float *coef, double *sums, const void *x, const float *gamma, const float *beta, int pictures, size_t n,
+                      int C, int groups, float eps);
+    // o [pictures, T, C] from qkv [pictures, T, 3*C]: softmax(q k^T / sqrt(C)) v, one head. In strips of tokens, as conv.
+    // wide_new: `pictures` at most
+    int (*wide_new)(struct kern *, int T, int C, int pictures, struct kern_wide **);
     void (*wide_free)(struct kern *, struct kern_wide *);
     int (*wide_strips)(struct kern *, const struct kern_wide *);
-    int (*wide)(struct kern *, const struct kern_wide *, float *o, const float *qkv, int first, int n);
+    int (*wide)(struct kern *, const struct kern_wide *, void *o, const void *qkv, int pictures, int first, int n);
 
     /* the DiT paper's other conditioning designs (sec. 3.2) */
     // line `at` of every row of x [R, T, C] (elements of type t: KERN_F32 or k->stream) <- v [R, C]

@@ -5,8 +5,9 @@
  * A latent model's finished sample leaves its slot at once, as a copy of some kilobytes, and waits here for the VAE, so that its
  * rows serve other images meanwhile. The worker alternates: one network evaluation, then decoding for as long as that took. So
  * neither starves the other, and a picture of 256 pixels, seconds of work on a processor, never makes the samples in progress
- * wait for more than an evaluation does. A VAE has one picture in hand; the next begins when it is done, in the order in which
- * samples were finished. How the work is cut changes no picture (core/model/vae.h).
+ * wait for more than an evaluation does. A VAE has one picture in hand, on a GPU up to vae_pictures of those that wait (the queue's first); the
+ * next begin when they are done, in the order in which samples were finished. How the work is cut and who is decoded together changes no
+ * picture (core/model/vae.h).
  *
  * With few steps, samples can be finished faster than pictures: once as many wait as there are slots, the worker decodes only,
  * the slots stay taken and the queue fills up to its bounds, as with any other work.
@@ -27,6 +28,7 @@ int decode_add(struct served *s, struct job *j, int index, const float *latent, 
     if (!d) return err_set(e, E_NOMEM, "no memory for a latent");
     d->job = j;
     d->index = index;
+    d->at = -1;
     memcpy(d->latent, latent, n * sizeof *latent);
     struct decode **end = &s->decodes;
     while (*end) end = &(*end)->next;
@@ -42,7 +44,7 @@ void decode_drop(struct served *s, const struct job *j) {
             at = &d->next;
             continue;
         }
-        if (d == s->decodes) s->in_hand = false;
+        if (d->at >= 0 && !d->ready) s->in_hand = 0; // the others begin anew
         *at = d->next;
         s->n_decodes--;
         d->job->decoding--;
@@ -50,16 +52,25 @@ void decode_drop(struct served *s, const struct job *j) {
     }
 }
 
-static int begin(struct served *s, const struct decode *d, struct err *e) {
+// The VAE's input of one latent
+static void scale(const struct served *s, float *z, const float *latent) {
     const struct model_desc *desc = &s->facts->model.desc;
     const struct latent *l = &desc->latent;
     size_t plane = (size_t)desc->arch.input_size * (size_t)desc->arch.input_size;
     for (int c = 0; c < desc->arch.in_channels; c++) {
         float std = l->std ? (float)l->std[c] : l->scale > 0 ? (float)(1 / l->scale) : 1, mean = l->mean ? (float)l->mean[c] : 0;
-        for (size_t i = (size_t)c * plane; i < (size_t)(c + 1) * plane; i++) s->z[i] = d->latent[i] * std + mean;
+        for (size_t i = (size_t)c * plane; i < (size_t)(c + 1) * plane; i++) z[i] = latent[i] * std + mean;
     }
-    int rc = vae_start(s->vae, VAE_DECODE, s->z, e);
-    s->in_hand = rc == OK;
+}
+
+static int begin(struct served *s, struct err *e) {
+    int n = 0;
+    for (struct decode *d = s->decodes; d && n < vae_pictures(s->vae); d = d->next) {
+        scale(s, s->z + (size_t)n * runner_numel(s->runner), d->latent);
+        d->at = n++;
+    }
+    int rc = vae_start(s->vae, VAE_DECODE, s->z, n, e);
+    s->in_hand = rc == OK ? n : 0;
     return rc;
 }
 
@@ -73,21 +84,35 @@ static int slice(struct served *s, struct err *e) {
     return rc;
 }
 
-int decode_work(struct served *s, int64_t until_us, struct err *e) {
+// The pictures in hand are there, or took so long
+static void account(struct served *s, double ms, bool ready) {
     struct decode *d = s->decodes;
-    if (!d) return 0;
+    for (int i = 0, n = s->in_hand; i < n; i++, d = d->next) {
+        d->job->decode_ms += ms / n;
+        d->ready = ready;
+    }
+}
+
+int decode_work(struct served *s, int64_t until_us, struct err *e) {
+    if (!s->decodes) return 0;
+    if (s->decodes->ready) return 1;
     int64_t start = engine_now_us();
-    int rc = s->in_hand ? OK : begin(s, d, e), more = 1;
+    int rc = s->in_hand ? OK : begin(s, e), more = 1;
     while (rc == OK && more == 1) {
         more = slice(s, e);
         if (more < 0) rc = more;
         if (more == 1 && engine_now_us() >= until_us) break;
     }
     if (rc == OK && more == 0) rc = vae_read(s->vae, s->picture, e);
-    d->job->decode_ms += (double)(engine_now_us() - start) / 1000;
+    bool ready = rc == OK && more == 0;
+    account(s, (double)(engine_now_us() - start) / 1000, ready);
     if (rc == OK && more == 1) return 0;
-    s->in_hand = false;
+    s->in_hand = 0;
     return rc < 0 ? rc : 1;
+}
+
+const float *decode_picture(const struct served *s) {
+    return s->picture + (size_t)s->decodes->at * vae_numel(s->vae, VAE_DECODE);
 }
 
 void decode_pop(struct served *s) {

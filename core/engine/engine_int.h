@@ -65,6 +65,8 @@ struct decode { // a finished sample that waits for the VAE
     struct decode *next;
     struct job *job;
     int index;       // of the image in its job
+    int at;          // its place among those that the VAE has in hand, or that came out together; -1: none yet
+    bool ready;      // it came out
     float latent[];
 };
 
@@ -82,10 +84,10 @@ struct served { // one version of one model, ready on the device
     struct job *jobs;            // those that the worker has taken
     int n_jobs;
     struct vae *vae;             // NULL: samples are pictures
-    float *z, *picture;          // [numel], what the VAE gets; [vae_numel], what it gives
-    struct decode *decodes;      // waiting, in order; the first is in the VAE's hand if in_hand
+    float *z, *picture;          // [vae_pictures, numel], what the VAE gets; [vae_pictures, vae_numel], what it gives
+    struct decode *decodes;      // waiting, in order
     int n_decodes;
-    bool in_hand;
+    int in_hand;                 // of them the VAE has in hand, the first ones
     double slice_flops;          // decode.c
     struct served *next;         // engine.served, then engine.dropped
     /* under the engine's lock */
@@ -194,9 +196,10 @@ int served_pixels(uint8_t *dst, const float *x, int channels, int side, bool edm
 /* decode.c: pictures out of latents */
 int decode_add(struct served *, struct job *, int index, const float *latent, struct err *); // E_NOMEM
 void decode_drop(struct served *, const struct job *); // all that belongs to the job; NULL: everything
-// Works on the first until the clock says until_us, and a little. 1: its picture is in served->picture; 0: not yet, or nothing waits; negative: it
+// Works on the first ones until the clock says until_us, and a little. 1: the first's picture is there; 0: not yet, or nothing waits; negative: it
 // failed. After 1 and after a failure decode_pop, or decode_drop, must follow.
 int decode_work(struct served *, int64_t until_us, struct err *);
+const float *decode_picture(const struct served *); // of the first, after decode_work has returned 1; valid until the next decode_work
 void decode_pop(struct served *); // forgets the first
 
 /* worker.c */

@@ -106,8 +106,9 @@ static int make_vae(struct served *s, const struct source *from, struct err *e) 
         err_prefix(e, "its VAE");
         return e->status;
     }
-    s->z = mem_array(runner_numel(s->runner), sizeof *s->z);
-    s->picture = mem_array(vae_numel(s->vae, VAE_DECODE), sizeof *s->picture);
+    size_t most = (size_t)vae_pictures(s->vae);
+    s->z = mem_array(most * runner_numel(s->runner), sizeof *s->z);
+    s->picture = mem_array(most * vae_numel(s->vae, VAE_DECODE), sizeof *s->picture);
     s->facts->model.decode_rows = (int)ceil(vae_flops(s->vae, VAE_DECODE) / dit_flops(a));
     return s->z && s->picture ? OK : err_set(e, E_NOMEM, "no memory for a picture");
 }

@@ -227,8 +227,9 @@ static void decode_images(struct engine *g, struct served *s, int64_t until_us) 
         int image = s->decodes->index;
         if (rc < 0) image_failed(g, j, image, rc, &err);
         else {
+            const float *picture = decode_picture(s);
             decode_pop(s);
-            hand_out(g, j, s->picture, image);
+            hand_out(g, j, picture, image);
         }
     }
 }

@@ -16,6 +16,7 @@
 
 #define EPS 1e-6f
 #define BUFFERS 3
+#define MOST_PICTURES 64
 
 enum step_kind { STEP_NORM, STEP_CONV, STEP_WIDE };
 struct step {
@@ -43,15 +44,17 @@ struct vae {
     struct kern *k;
     struct vae_arch a;
     struct program way[2];
-    float *buffer[BUFFERS], *coef;
+    void *buffer[BUFFERS]; // elements of k->picture; of float32 before the first and behind the last convolutions
+    float *coef;
     double *sums;
-    size_t need[BUFFERS]; // floats
+    size_t need[BUFFERS]; // bytes of a picture
     int widest;           // channels of the widest norm
-    float *host;          // a picture or latents on their way in or out
+    int pictures;         // at most
+    float *host;          // pictures or latents on their way in or out
     size_t bytes;
-    /* the picture in hand */
+    /* the pictures in hand */
     struct program *run; // NULL: none
-    int step, strip;
+    int count, step, strip;
 };
 
 static int kern_failed(const struct kern *k, int rc, struct err *e) {
@@ -115,9 +118,9 @@ static struct step *append(struct build *b, struct step step) {
     return &p->steps[p->n++];
 }
 
-static void need(struct build *b, int buffer, size_t pixels, int channels) {
-    size_t floats_needed = pixels * (size_t)channels;
-    if (floats_needed > b->v->need[buffer]) b->v->need[buffer] = floats_needed;
+static void need(struct build *b, int buffer, size_t pixels, int channels, bool f32) {
+    size_t bytes = pixels * (size_t)channels * kern_dtype_size(f32 ? KERN_F32 : b->v->k->picture);
+    if (bytes > b->v->need[buffer]) b->v->need[buffer] = bytes;
 }
 
 static void norm(struct build *b, int from, const char *name, int channels) {
@@ -141,7 +144,7 @@ static void norm(struct build *b, int from, const char *name, int channels) {
 struct layer { // of the picture as it is now
     enum kern_conv_kind kind;
     int from, to, in, out, side;
-    bool norm, silu, add;
+    bool norm, silu, add, x_f32, y_f32;
 };
 
 // A convolution whose outputs come from n layers of equal shape, stacked
@@ -155,7 +158,9 @@ static void convs(struct build *b, struct layer l, const char (*names)[96], int 
                                   .width = b->width,
                                   .norm = l.norm,
                                   .act = l.silu ? KERN_SILU : KERN_NONE,
-                                  .add = l.add};
+                                  .add = l.add,
+                                  .x_f32 = l.x_f32,
+                                  .y_f32 = l.y_f32};
     size_t count = (size_t)l.out * (size_t)l.in * (size_t)(l.side * l.side), out = (size_t)(n * l.out);
     float *w = mem_array(count * (size_t)n, sizeof *w), *bias = mem_array(out, sizeof *bias), *w_at = w, *b_at = bias;
     struct step *s = append(b, (struct step){.kind = STEP_CONV, .from = l.from, .to = l.to, .normed = l.norm});
@@ -175,7 +180,7 @@ static void convs(struct build *b, struct layer l, const char (*names)[96], int 
     s->flops = 2.0 * (double)(count * (size_t)n) * (double)pixels;
     b->p->flops += s->flops;
     b->v->bytes += count * (size_t)n * sizeof(float) * (l.kind == KERN_CONV_UP ? 16 : 9) / 9;
-    need(b, l.to, pixels, n * l.out);
+    need(b, l.to, pixels, n * l.out, l.y_f32);
 }
 
 static void conv(struct build *b, struct layer l, const char *prefix, const char *name) {
@@ -215,10 +220,10 @@ static void attention(struct build *b, const char *half) {
     convs(b, (struct layer){.from = b->x, .to = b->h, .in = C, .out = C, .side = 1, .norm = true}, (const char(*)[96])names + 1,
           3);
     struct step *s = append(b, (struct step){.kind = STEP_WIDE, .from = b->h, .to = b->s, .flops = 4.0 * T * T * C});
-    int rc = b->rc == OK ? k->wide_new(k, T, C, &s->wide) : 0;
+    int rc = b->rc == OK ? k->wide_new(k, T, C, b->v->pictures, &s->wide) : 0;
     if (rc) fail(b, kern_failed(k, rc, b->e));
     if (b->rc == OK) s->strips = k->wide_strips(k, s->wide), b->p->flops += s->flops;
-    need(b, b->s, (size_t)T, C);
+    need(b, b->s, (size_t)T, C, false);
     convs(b, (struct layer){.from = b->s, .to = b->x, .in = C, .out = C, .side = 1, .add = true}, (const char(*)[96])names + 4,
           1);
 }
@@ -232,11 +237,21 @@ static void middle(struct build *b, const char *half, bool attends) {
     }
 }
 
+enum edge { INSIDE = 0, X_F32 = 1, Y_F32 = 2 }; // what comes in and what goes out is float32, and so is what lies between two edges
+
 // A convolution from x to s, which becomes x
-static void through(struct build *b, enum kern_conv_kind kind, const char *name, int out, int side, bool normed) {
+static void through(struct build *b, enum kern_conv_kind kind, const char *name, int out, int side, bool normed, enum edge edge) {
     conv(b,
-         (struct layer){
-             .kind = kind, .from = b->x, .to = b->s, .in = b->channels, .out = out, .side = side, .norm = normed, .silu = normed},
+         (struct layer){.kind = kind,
+                        .from = b->x,
+                        .to = b->s,
+                        .in = b->channels,
+                        .out = out,
+                        .side = side,
+                        .norm = normed,
+                        .silu = normed,
+                        .x_f32 = edge & X_F32,
+                        .y_f32 = edge & Y_F32},
          "", name);
     swap(b);
     b->channels = out;
@@ -249,7 +264,7 @@ static void begin(struct build *b, int height, int width, int channels) {
     b->p->in = b->x;
     b->p->in_pixels = (size_t)height * (size_t)width;
     b->p->in_channels = channels;
-    need(b, b->x, b->p->in_pixels, channels);
+    need(b, b->x, b->p->in_pixels, channels, true);
 }
 
 static void end(struct build *b) {
@@ -262,8 +277,8 @@ static void decoder(struct build *b, const struct vae_size *size) {
     const struct vae_arch *a = &b->v->a;
     char name[96];
     begin(b, size->height, size->width, a->latent_channels);
-    if (a->post_quant) through(b, KERN_CONV, "post_quant_conv", a->latent_channels, 1, false);
-    through(b, KERN_CONV, "decoder.conv_in", a->width[a->levels - 1], 3, false);
+    if (a->post_quant) through(b, KERN_CONV, "post_quant_conv", a->latent_channels, 1, false, X_F32 | Y_F32);
+    through(b, KERN_CONV, "decoder.conv_in", a->width[a->levels - 1], 3, false, X_F32);
     middle(b, "decoder", a->attention[1]);
     for (int u = 0; u < a->levels; u++) {
         for (int i = 0; i <= a->layers; i++) {
@@ -271,10 +286,10 @@ static void decoder(struct build *b, const struct vae_size *size) {
             resnet(b, name, a->width[a->levels - 1 - u]);
         }
         snprintf(name, sizeof name, "decoder.up_blocks.%d.upsamplers.0.conv", u);
-        if (u < a->levels - 1) through(b, KERN_CONV_UP, name, b->channels, 3, false);
+        if (u < a->levels - 1) through(b, KERN_CONV_UP, name, b->channels, 3, false, INSIDE);
     }
     norm(b, b->x, "decoder.conv_norm_out", b->channels);
-    through(b, KERN_CONV, "decoder.conv_out", a->image_channels, 3, true);
+    through(b, KERN_CONV, "decoder.conv_out", a->image_channels, 3, true, Y_F32);
     end(b);
 }
 
@@ -282,19 +297,19 @@ static void encoder(struct build *b, const struct vae_size *size) {
     const struct vae_arch *a = &b->v->a;
     char name[96];
     begin(b, size->height * vae_factor(a), size->width * vae_factor(a), a->image_channels);
-    through(b, KERN_CONV, "encoder.conv_in", a->width[0], 3, false);
+    through(b, KERN_CONV, "encoder.conv_in", a->width[0], 3, false, X_F32);
     for (int l = 0; l < a->levels; l++) {
         for (int i = 0; i < a->layers; i++) {
             snprintf(name, sizeof name, "encoder.down_blocks.%d.resnets.%d.", l, i);
             resnet(b, name, a->width[l]);
         }
         snprintf(name, sizeof name, "encoder.down_blocks.%d.downsamplers.0.conv", l);
-        if (l < a->levels - 1) through(b, KERN_CONV_DOWN, name, b->channels, 3, false);
+        if (l < a->levels - 1) through(b, KERN_CONV_DOWN, name, b->channels, 3, false, INSIDE);
     }
     middle(b, "encoder", a->attention[0]);
     norm(b, b->x, "encoder.conv_norm_out", b->channels);
-    through(b, KERN_CONV, "encoder.conv_out", 2 * a->latent_channels, 3, true);
-    if (a->quant) through(b, KERN_CONV, "quant_conv", 2 * a->latent_channels, 1, false);
+    through(b, KERN_CONV, "encoder.conv_out", 2 * a->latent_channels, 3, true, Y_F32);
+    if (a->quant) through(b, KERN_CONV, "quant_conv", 2 * a->latent_channels, 1, false, X_F32 | Y_F32);
     end(b);
 }
 
@@ -313,22 +328,28 @@ static int check(const struct vae_arch *a, const struct vae_size *s, struct err 
 
 static int build(struct vae *v, const struct tensor_table *table, const struct vae_size *size, struct err *e) {
     struct build b = {.v = v, .table = table, .e = e, .x = 0, .h = 1, .s = 2};
-    size_t largest = 0;
+    size_t largest = 0, most = (size_t)v->pictures;
     b.p = &v->way[VAE_DECODE];
     if (size->decode) decoder(&b, size);
     b.p = &v->way[VAE_ENCODE];
     if (size->encode) encoder(&b, size);
-    for (int i = 0; i < BUFFERS; i++) v->buffer[i] = reserve(&b, v->need[i] * sizeof(float));
-    v->coef = reserve(&b, 2 * (size_t)v->widest * sizeof *v->coef);
-    v->sums = reserve(&b, (size_t)KERN_NORM_PARTS * (size_t)v->widest * 2 * sizeof *v->sums);
+    for (int i = 0; i < BUFFERS; i++) v->buffer[i] = reserve(&b, v->need[i] * most);
+    v->coef = reserve(&b, most * 2 * (size_t)v->widest * sizeof *v->coef);
+    v->sums = reserve(&b, most * KERN_NORM_PARTS * (size_t)v->widest * 2 * sizeof *v->sums);
     for (int i = 0; i < 2; i++) {
         size_t in = v->way[i].in_pixels * (size_t)v->way[i].in_channels,
                out = v->way[i].out_pixels * (size_t)v->way[i].out_channels;
         if (in > largest) largest = in;
         if (out > largest) largest = out;
     }
-    v->host = mem_array(largest, sizeof *v->host);
+    v->host = mem_array(largest * most, sizeof *v->host);
     return b.rc != OK ? b.rc : v->host ? OK : err_set(e, E_NOMEM, "no memory for a picture");
+}
+
+static int pictures_wanted(const struct kern *k, const struct vae_arch *a, const struct vae_size *size) {
+    size_t side = (size_t)vae_factor(a), pixels = (size_t)size->height * (size_t)size->width * side * side,
+           n = k->pixels / pixels;
+    return n < 1 ? 1 : n > MOST_PICTURES ? MOST_PICTURES : (int)n;
 }
 
 int vae_new(struct vae **out, struct kern *k, const struct vae_arch *a, const struct tensor_table *table,
@@ -340,6 +361,7 @@ int vae_new(struct vae **out, struct kern *k, const struct vae_arch *a, const st
     if (!v) return err_set(e, E_NOMEM, "no memory for a VAE");
     v->k = k;
     v->a = *a;
+    v->pictures = pictures_wanted(k, a, size);
     rc = build(v, table, size, e);
     if (rc != OK) return vae_free(v), rc;
     *out = v;
@@ -368,14 +390,19 @@ void vae_free(struct vae *v) {
 
 /* ---- running ---- */
 
-int vae_start(struct vae *v, enum vae_way way, const float *in, struct err *e) {
+int vae_pictures(const struct vae *v) { return v->pictures; }
+
+int vae_start(struct vae *v, enum vae_way way, const float *in, int n, struct err *e) {
     struct program *p = &v->way[way];
-    size_t C = (size_t)p->in_channels;
+    size_t C = (size_t)p->in_channels, one = p->in_pixels * C, all = (size_t)n * one;
     if (!p->n) return err_set(e, E_INTERNAL, "this VAE was not made to %s", way == VAE_DECODE ? "decode" : "encode");
-    for (size_t c = 0; c < C; c++)
-        for (size_t i = 0; i < p->in_pixels; i++) v->host[i * C + c] = in[c * p->in_pixels + i];
-    int rc = v->k->upload(v->k, v->buffer[p->in], v->host, p->in_pixels * C * sizeof *v->host);
+    if (n < 1 || n > v->pictures) return err_set(e, E_INTERNAL, "%d pictures at once, not 1 to %d", n, v->pictures);
+    for (size_t at = 0; at < all; at += one)
+        for (size_t c = 0; c < C; c++)
+            for (size_t i = 0; i < p->in_pixels; i++) v->host[at + i * C + c] = in[at + c * p->in_pixels + i];
+    int rc = v->k->upload(v->k, v->buffer[p->in], v->host, all * sizeof *v->host);
     v->run = rc ? NULL : p;
+    v->count = n;
     v->step = v->strip = 0;
     return rc ? kern_failed(v->k, rc, e) : OK;
 }
@@ -383,19 +410,20 @@ int vae_start(struct vae *v, enum vae_way way, const float *in, struct err *e) {
 // Strips of the step in hand, at most `flops` of work but enough for every thread to have one
 static int take(const struct vae *v, const struct step *s, double flops) {
     int left = s->strips - v->strip;
-    double n = s->flops > 0 ? flops / (s->flops / s->strips) : left;
+    double n = s->flops > 0 ? flops / (s->flops * v->count / s->strips) : left;
     if (n < v->k->threads) n = v->k->threads;
     return n < left ? (int)n : left;
 }
 
 static int run_strips(struct vae *v, const struct step *s, int n) {
     struct kern *k = v->k;
-    const float *from = v->buffer[s->from];
-    float *to = v->buffer[s->to];
+    const void *from = v->buffer[s->from];
+    void *to = v->buffer[s->to];
     if (s->kind == STEP_NORM)
-        return k->group_norm(k, v->coef, v->sums, from, s->gamma, s->beta, s->pixels, s->channels, v->a.groups, EPS);
-    if (s->kind == STEP_WIDE) return k->wide(k, s->wide, to, from, v->strip, n);
-    return k->conv(k, s->conv, to, from, s->normed ? v->coef : NULL, v->strip, n);
+        return k->group_norm(k, v->coef, v->sums, from, s->gamma, s->beta, v->count, s->pixels, s->channels, v->a.groups,
+                             EPS);
+    if (s->kind == STEP_WIDE) return k->wide(k, s->wide, to, from, v->count, v->strip, n);
+    return k->conv(k, s->conv, to, from, s->normed ? v->coef : NULL, v->count, v->strip, n);
 }
 
 int vae_step(struct vae *v, double flops, struct err *e) {
@@ -407,7 +435,7 @@ int vae_step(struct vae *v, double flops, struct err *e) {
             v->run = NULL;
             return kern_failed(v->k, rc, e);
         }
-        flops -= s->flops * n / s->strips;
+        flops -= s->flops * v->count * n / s->strips;
         v->strip += n;
         if (v->strip == s->strips) v->step++, v->strip = 0;
         if (flops == 0) break;
@@ -418,21 +446,23 @@ int vae_step(struct vae *v, double flops, struct err *e) {
 int vae_read(struct vae *v, float *out, struct err *e) {
     const struct program *p = v->run;
     if (!p || v->step < p->n) return err_set(e, E_INTERNAL, "no picture is ready");
-    size_t C = (size_t)p->out_channels, log_variance = p == &v->way[VAE_ENCODE] ? C / 2 : C;
-    int rc = v->k->download(v->k, v->host, v->buffer[p->out], p->out_pixels * C * sizeof *out);
+    size_t C = (size_t)p->out_channels, one = p->out_pixels * C, all = (size_t)v->count * one,
+           log_variance = p == &v->way[VAE_ENCODE] ? C / 2 : C;
+    int rc = v->k->download(v->k, v->host, v->buffer[p->out], all * sizeof *out);
     if (rc) return kern_failed(v->k, rc, e);
-    for (size_t c = 0; c < C; c++)
-        for (size_t i = 0; i < p->out_pixels; i++) {
-            float x = v->host[i * C + c];
-            if (c >= log_variance) x = x < -30 ? -30 : x > 20 ? 20 : x;
-            out[c * p->out_pixels + i] = x;
-        }
+    for (size_t at = 0; at < all; at += one)
+        for (size_t c = 0; c < C; c++)
+            for (size_t i = 0; i < p->out_pixels; i++) {
+                float x = v->host[at + i * C + c];
+                if (c >= log_variance) x = x < -30 ? -30 : x > 20 ? 20 : x;
+                out[at + c * p->out_pixels + i] = x;
+            }
     v->run = NULL;
     return OK;
 }
 
 int vae_run(struct vae *v, enum vae_way way, const float *in, float *out, struct err *e) {
-    int rc = vae_start(v, way, in, e);
+    int rc = vae_start(v, way, in, 1, e);
     if (rc == OK) rc = vae_step(v, INFINITY, e);
     return rc < 0 ? rc : vae_read(v, out, e);
 }

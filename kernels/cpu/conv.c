@@ -191,21 +191,22 @@ struct conv_call {
     const struct picture_simd *simd;
     float *y;
     const float *x, *coef;
-    int first;
+    int first, n;
+    size_t x_count, y_count; // floats of a picture
 };
 
-// Input lines [from, from + n), prepared, zeros outside the picture
-static const float *stage(const struct conv_call *c, float *scratch, int from, int n) {
+// Input lines [from, from + n) of a picture, prepared, zeros outside of it
+static const float *stage(const struct conv_call *c, size_t picture, float *scratch, int from, int n) {
     const struct kern_conv_spec *s = &c->l->spec;
     size_t line = (size_t)s->width * (size_t)s->in;
     bool plain = !s->norm && s->act == KERN_NONE;
-    if (plain && from >= 0 && from + n <= s->height) return c->x + (size_t)from * line;
+    const float *x = c->x + picture * c->x_count, *coef = s->norm ? c->coef + picture * 2 * (size_t)s->in : NULL;
+    if (plain && from >= 0 && from + n <= s->height) return x + (size_t)from * line;
     for (int i = 0; i < n; i++) {
         float *to = scratch + (size_t)i * line;
         if (from + i < 0 || from + i >= s->height) memset(to, 0, line * sizeof *to);
         else
-            c->simd->prepare(to, c->x + (size_t)(from + i) * line, s->norm ? c->coef : NULL, (size_t)s->width, s->in,
-                             s->act == KERN_SILU);
+            c->simd->prepare(to, x + (size_t)(from + i) * line, coef, (size_t)s->width, s->in, s->act == KERN_SILU);
     }
     return scratch;
 }
@@ -225,14 +226,15 @@ static int conv_task(struct lane *lane, int task, void *arg) {
     const struct conv_call *c = arg;
     const struct cpu_conv *l = c->l;
     const struct kern_conv_spec *s = &l->spec;
-    int strip = c->first + task, line = strip * l->lines, last = strip == l->strips - 1 && l->last != l->lines,
+    int strip = c->first + task % c->n, line = strip * l->lines, last = strip == l->strips - 1 && l->last != l->lines,
         lines = last ? l->last : l->lines;
     int from = s->kind == KERN_CONV_DOWN ? 2 * line : line - s->side / 2;
+    size_t picture = (size_t)(task / c->n);
     char *scratch = lane->scratch;
-    const float *x = stage(c, lane->scratch, from, lines_in(s, lines) + (s->kind == KERN_CONV_UP));
+    const float *x = stage(c, picture, lane->scratch, from, lines_in(s, lines) + (s->kind == KERN_CONV_UP));
     void *pad = scratch + l->staged_bytes + l->phase_bytes;
     if (s->kind != KERN_CONV_UP) {
-        float *y = c->y + (size_t)line * (size_t)l->out_w * (size_t)s->out;
+        float *y = c->y + picture * c->y_count + (size_t)line * (size_t)l->out_w * (size_t)s->out;
         return prim_run(&l->prim[0][last], lane, x, l->weights[0][last && l->weights[0][1]], l->bias, y, pad);
     }
     float *phase = (float *)(void *)(scratch + l->staged_bytes);
@@ -241,7 +243,7 @@ static int conv_task(struct lane *lane, int task, void *arg) {
         const float *src = x + (size_t)(p / 2) * (size_t)s->width * (size_t)s->in;
         int rc = prim_run(&l->prim[p % 2][last], lane, src, w, l->bias, phase, pad);
         if (rc < 0) return rc;
-        size_t at = ((size_t)(2 * line + p / 2) * 2 * (size_t)l->out_w + (size_t)(p % 2)) * (size_t)s->out;
+        size_t at = picture * c->y_count + ((size_t)(2 * line + p / 2) * 2 * (size_t)l->out_w + (size_t)(p % 2)) * (size_t)s->out;
         scatter(c->y + at, phase, lines, l->out_w, (size_t)s->out, s->add);
     }
     return KERN_OK;
@@ -252,9 +254,21 @@ int cpu_conv_strips(struct kern *k, const struct kern_conv *l) {
     return ((const struct cpu_conv *)l)->strips;
 }
 
-int cpu_conv(struct kern *k, const struct kern_conv *opaque, float *y, const float *x, const float *coef, int first, int n) {
+int cpu_conv(struct kern *k, const struct kern_conv *opaque, void *y, const void *x, const float *coef, int pictures, int first,
+             int n) {
     const struct cpu_conv *l = (const struct cpu_conv *)opaque;
-    struct conv_call c = {.l = l, .simd = cpu_picture_simd(LANE(k)->cpu), .y = y, .x = x, .coef = coef, .first = first};
+    const struct kern_conv_spec *s = &l->spec;
+    int H, W;
+    kern_conv_out(s, &H, &W);
+    struct conv_call c = {.l = l,
+                          .simd = cpu_picture_simd(LANE(k)->cpu),
+                          .y = y,
+                          .x = x,
+                          .coef = coef,
+                          .first = first,
+                          .n = n,
+                          .x_count = (size_t)s->height * (size_t)s->width * (size_t)s->in,
+                          .y_count = (size_t)H * (size_t)W * (size_t)s->out};
     // always on the pool: the owner's thread, whose OpenMP may use many threads, never calls oneDNN's products itself
-    return cpu_run(k, n, CPU_WORTH_SHARING, conv_task, &c);
+    return cpu_run(k, n * pictures, CPU_WORTH_SHARING, conv_task, &c);
 }

@@ -95,30 +95,22 @@ struct norm_call {
     const struct picture_simd *simd;
     double *sums; // [parts, 2, C]
     const float *x;
-    size_t n, part; // pixels, of a part
+    size_t n, part; // pixels of a picture, of a part
     int C;
 };
 
-static int sums_task(struct lane *lane, int part, void *arg) {
+static int sums_task(struct lane *lane, int task, void *arg) {
     const struct norm_call *c = arg;
-    size_t C = (size_t)c->C, from = (size_t)part * c->part, n = from >= c->n ? 0 : c->n - from < c->part ? c->n - from : c->part;
-    double *sum = c->sums + (size_t)part * 2 * C;
+    size_t C = (size_t)c->C, picture = (size_t)task / KERN_NORM_PARTS, from = (size_t)task % KERN_NORM_PARTS * c->part,
+           n = from >= c->n ? 0 : c->n - from < c->part ? c->n - from : c->part;
+    double *sum = c->sums + (size_t)task * 2 * C;
     (void)lane;
-    c->simd->sums(sum, sum + C, c->x + (n ? from * C : 0), n, c->C);
+    c->simd->sums(sum, sum + C, c->x + (n ? (picture * c->n + from) * C : 0), n, c->C);
     return KERN_OK;
 }
 
-int cpu_group_norm(struct kern *k, float *coef, double *sums, const float *x, const float *gamma, const float *beta, size_t n,
-                   int C, int groups, float eps) {
+static void norm_coef(float *coef, const double *sums, const float *gamma, const float *beta, size_t n, int C, int groups, float eps) {
     size_t width = (size_t)(C / groups), all = (size_t)C;
-    struct norm_call c = {.simd = cpu_picture_simd(LANE(k)->cpu),
-                          .sums = sums,
-                          .x = x,
-                          .n = n,
-                          .part = (n + KERN_NORM_PARTS - 1) / KERN_NORM_PARTS,
-                          .C = C};
-    int rc = cpu_run(k, KERN_NORM_PARTS, 4.0 * (double)n * C, sums_task, &c);
-    if (rc < 0) return rc;
     for (size_t g = 0; g < (size_t)groups; g++) {
         double sum = 0, squares = 0, count = (double)n * (double)width;
         for (size_t p = 0; p < KERN_NORM_PARTS; p++)
@@ -132,7 +124,21 @@ int cpu_group_norm(struct kern *k, float *coef, double *sums, const float *x, co
             coef[all + i] = (float)((double)beta[i] - scale * mean);
         }
     }
-    return KERN_OK;
+}
+
+int cpu_group_norm(struct kern *k, float *coef, double *sums, const void *x, const float *gamma, const float *beta, int pictures,
+                   size_t n, int C, int groups, float eps) {
+    size_t all = 2 * (size_t)C;
+    struct norm_call c = {.simd = cpu_picture_simd(LANE(k)->cpu),
+                          .sums = sums,
+                          .x = x,
+                          .n = n,
+                          .part = (n + KERN_NORM_PARTS - 1) / KERN_NORM_PARTS,
+                          .C = C};
+    int rc = cpu_run(k, pictures * KERN_NORM_PARTS, 4.0 * (double)n * C * pictures, sums_task, &c);
+    for (size_t p = 0; rc >= 0 && p < (size_t)pictures; p++)
+        norm_coef(coef + p * all, sums + p * KERN_NORM_PARTS * all, gamma, beta, n, C, groups, eps);
+    return rc;
 }
 
 /* ---- attention ---- */
@@ -176,9 +182,9 @@ void cpu_wide_free(struct kern *k, struct kern_wide *opaque) {
     free(a);
 }
 
-int cpu_wide_new(struct kern *k, int T, int C, struct kern_wide **out) {
+int cpu_wide_new(struct kern *k, int T, int C, int pictures, struct kern_wide **out) {
     *out = NULL;
-    int rc = kern_check_wide(k, T, C);
+    int rc = kern_check_wide(k, T, C, pictures);
     if (rc < 0) return rc;
     struct cpu_wide *a = calloc(1, sizeof *a);
     if (!a) return kern_fail(k, KERN_ENOMEM, "out of memory for attention over %d tokens", T);
@@ -211,26 +217,27 @@ struct wide_call {
     const struct picture_simd *simd;
     float *o;
     const float *qkv;
-    int first;
+    int first, n;
 };
 
 static int wide_task(struct lane *lane, int task, void *arg) {
     const struct wide_call *c = arg;
     const struct cpu_wide *a = c->a;
-    int strip = c->first + task, last = strip == a->strips - 1 && a->last != a->tokens;
+    int strip = c->first + task % c->n, last = strip == a->strips - 1 && a->last != a->tokens;
     size_t token = (size_t)strip * (size_t)a->tokens, C = (size_t)a->C, n = (size_t)(last ? a->last : a->tokens),
-           T = (size_t)a->T;
+           T = (size_t)a->T, picture = (size_t)(task / c->n) * T * C;
+    const float *qkv = c->qkv + 3 * picture;
     float *score = lane->scratch;
     void *pad = (char *)lane->scratch + a->score_bytes;
-    int rc = prim_run(&a->scores[last], lane, c->qkv + token * 3 * C, c->qkv + C, NULL, score, pad);
+    int rc = prim_run(&a->scores[last], lane, qkv + token * 3 * C, qkv + C, NULL, score, pad);
     for (size_t i = 0; i < n && rc >= 0; i++) c->simd->softmax(score + i * T, T, 1 / sqrtf((float)a->C));
-    return rc >= 0 ? prim_run(&a->values[last], lane, score, c->qkv + 2 * C, NULL, c->o + token * C, pad) : rc;
+    return rc >= 0 ? prim_run(&a->values[last], lane, score, qkv + 2 * C, NULL, c->o + picture + token * C, pad) : rc;
 }
 
-int cpu_wide(struct kern *k, const struct kern_wide *opaque, float *o, const float *qkv, int first, int n) {
+int cpu_wide(struct kern *k, const struct kern_wide *opaque, void *o, const void *qkv, int pictures, int first, int n) {
     struct wide_call c = {
-        .a = (const struct cpu_wide *)opaque, .simd = cpu_picture_simd(LANE(k)->cpu), .o = o, .qkv = qkv, .first = first};
-    return cpu_run(k, n, CPU_WORTH_SHARING, wide_task, &c);
+        .a = (const struct cpu_wide *)opaque, .simd = cpu_picture_simd(LANE(k)->cpu), .o = o, .qkv = qkv, .first = first, .n = n};
+    return cpu_run(k, n * pictures, CPU_WORTH_SHARING, wide_task, &c);
 }
 
 void cpu_picture_fill(struct kern *k, const struct cpu *cpu) {

@@ -36,14 +36,14 @@ int prim_run(const struct prim *, struct lane *, const void *src, const void *we
 int cpu_conv_new(struct kern *, const struct kern_conv_spec *, const float *w, const float *b, struct kern_conv **);
 void cpu_conv_free(struct kern *, struct kern_conv *);
 int cpu_conv_strips(struct kern *, const struct kern_conv *);
-int cpu_conv(struct kern *, const struct kern_conv *, float *y, const float *x, const float *coef, int first, int n);
+int cpu_conv(struct kern *, const struct kern_conv *, void *y, const void *x, const float *coef, int pictures, int first, int n);
 /* picture.c */
-int cpu_group_norm(struct kern *, float *coef, double *sums, const float *x, const float *gamma, const float *beta, size_t n,
-                   int C, int groups, float eps);
-int cpu_wide_new(struct kern *, int T, int C, struct kern_wide **);
+int cpu_group_norm(struct kern *, float *coef, double *sums, const void *x, const float *gamma, const float *beta,
+                   int pictures, size_t n, int C, int groups, float eps);
+int cpu_wide_new(struct kern *, int T, int C, int pictures, struct kern_wide **);
 void cpu_wide_free(struct kern *, struct kern_wide *);
 int cpu_wide_strips(struct kern *, const struct kern_wide *);
-int cpu_wide(struct kern *, const struct kern_wide *, float *o, const float *qkv, int first, int n);
+int cpu_wide(struct kern *, const struct kern_wide *, void *o, const void *qkv, int pictures, int first, int n);
 void cpu_picture_fill(struct kern *, const struct cpu *);
 
 #endif

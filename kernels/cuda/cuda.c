@@ -24,20 +24,6 @@ static bool library_path(char *path, size_t size) {
     return true;
 }
 
-// The reference's picture ops would read device memory from the host.
-static int no_conv(struct kern *k, const struct kern_conv_spec *spec, const float *w, const float *b, struct kern_conv **out) {
-    (void)spec, (void)w, (void)b;
-    *out = NULL;
-    return kern_fail(k, KERN_EUNSUPPORTED, "the CUDA back end has no convolutions yet: an autoencoder runs on cpu only");
-}
-
-static int no_wide(struct kern *k, int T, int C, struct kern_wide **out) {
-    (void)T, (void)C;
-    *out = NULL;
-    return kern_fail(k, KERN_EUNSUPPORTED,
-                     "the CUDA back end has no attention of wide heads yet: an autoencoder runs on cpu only");
-}
-
 static int no_training(struct kern *k, const struct kern_linear_spec *spec, const float *w, const float *b,
                        struct kern_linear **out) {
     (void)spec, (void)w, (void)b;
@@ -46,8 +32,12 @@ static int no_training(struct kern *k, const struct kern_linear_spec *spec, cons
 }
 
 int kern_cuda_open(struct kern *k, const struct kern_config *cfg) {
-    static const struct cuda_host host = {sizeof(struct kern), sizeof(struct kern_row_update), kern_check_linear,
-                                          kern_check_attention};
+    static const struct cuda_host host = {.kern_size = sizeof(struct kern),
+                                          .update_size = sizeof(struct kern_row_update),
+                                          .check_linear = kern_check_linear,
+                                          .check_attention = kern_check_attention,
+                                          .check_conv = kern_check_conv,
+                                          .check_wide = kern_check_wide};
     char path[512];
     if (!library_path(path, sizeof path)) return kern_fail(k, KERN_EUNSUPPORTED, "cannot tell where this program lies");
     if (access(path, F_OK) != 0) return kern_fail(k, KERN_EUNSUPPORTED, "this build has no CUDA back end (no %s)", path);
@@ -57,8 +47,6 @@ int kern_cuda_open(struct kern *k, const struct kern_config *cfg) {
     *(void **)&open = dlsym(library, KERN_CUDA_ENTRY);
     k->linear_wrap = no_training; // unless the library has its own; nothing learns without it
     int rc = open ? open(k, cfg, &host) : kern_fail(k, KERN_EUNSUPPORTED, "%s is not this program's", path);
-    k->conv_new = no_conv;
-    k->wide_new = no_wide;
     if (rc < 0) dlclose(library); // drops the count; RTLD_NODELETE keeps the code
     return rc;
 }

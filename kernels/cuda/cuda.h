@@ -15,6 +15,8 @@ struct cuda_host { // the executable's side; both sizes must be the library's ow
     size_t kern_size, update_size;
     int (*check_linear)(struct kern *, const struct kern_linear_spec *);
     int (*check_attention)(struct kern *, int T, int H, int D);
+    int (*check_conv)(struct kern *, const struct kern_conv_spec *);
+    int (*check_wide)(struct kern *, int T, int C, int pictures);
 };
 typedef int cuda_open_fn(struct kern *, const struct kern_config *, const struct cuda_host *);
 

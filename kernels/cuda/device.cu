@@ -20,6 +20,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define PIXELS ((size_t)1 << 19) // of pictures that are worked on together: eight of 256 x 256
+
 void plans_free(struct cuda *); // plan.cu
 
 int cuda_fail(struct kern *k, int status, const char *fmt, ...) {
@@ -162,13 +164,6 @@ static void cuda_graph_free(struct kern *k, struct kern_graph *g) {
     if (g) cudaGraphExecDestroy((cudaGraphExec_t)g);
 }
 
-/* ---- pictures: not on the GPU (cuda.c refuses their layers); the reference would read device memory ---- */
-
-static int no_group_norm(struct kern *k, float *, double *, const float *, const float *, const float *, size_t, int, int,
-                         float) {
-    return cuda_fail(k, KERN_EUNSUPPORTED, "group norms are not in the CUDA back end; use the cpu back end for pictures");
-}
-
 /* ---- opening and closing ---- */
 
 static void cuda_close(struct kern *k) {
@@ -233,7 +228,15 @@ static void fill(struct kern *k) {
     k->norm_modulate = cuda_norm_modulate;
     k->gate_norm = cuda_gate_norm;
     k->attention = cuda_attention;
-    k->group_norm = no_group_norm;
+    k->conv_new = cuda_conv_new;
+    k->conv_free = cuda_conv_free;
+    k->conv_strips = cuda_conv_strips;
+    k->conv = cuda_conv;
+    k->group_norm = cuda_group_norm;
+    k->wide_new = cuda_wide_new;
+    k->wide_free = cuda_wide_free;
+    k->wide_strips = cuda_wide_strips;
+    k->wide = cuda_wide;
     k->set_token = cuda_set_token;
     k->cross_attention = cuda_cross_attention;
     k->gather = cuda_gather;
@@ -268,6 +271,8 @@ extern "C" __attribute__((visibility("default"))) int sitd_cuda_open(struct kern
     k->name = "cuda";
     k->threads = 1;
     k->stream = cfg->act == KERN_BF16 && !cfg->exact_stream ? KERN_F16 : KERN_F32;
+    k->picture = cfg->act;
+    k->pixels = PIXELS;
     snprintf(k->device, sizeof k->device, "%.60s, GPU %d, %.0f GiB", p.name, cfg->device, (double)p.totalGlobalMem / (1 << 30));
     fill(k);
     return KERN_OK;

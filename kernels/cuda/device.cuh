@@ -59,6 +59,16 @@ int cuda_set_token(struct kern *, void *x, enum kern_dtype t, const float *v, in
 int cuda_cross_attention(struct kern *, void *o, const void *q, const float *kv, int ld, int R, int T, int S, int H, int D);
 // True where this GPU has a faster kernel for that head dimension; *rc is then its status
 bool cuda_attention_sm90(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse, int *rc);
+int cuda_conv_new(struct kern *, const struct kern_conv_spec *, const float *w, const float *b, struct kern_conv **);
+void cuda_conv_free(struct kern *, struct kern_conv *);
+int cuda_conv_strips(struct kern *, const struct kern_conv *);
+int cuda_conv(struct kern *, const struct kern_conv *, void *y, const void *x, const float *coef, int pictures, int first, int n);
+int cuda_group_norm(struct kern *, float *coef, double *sums, const void *x, const float *gamma, const float *beta, int pictures, size_t n,
+                    int C, int groups, float eps);
+int cuda_wide_new(struct kern *, int T, int C, int pictures, struct kern_wide **);
+void cuda_wide_free(struct kern *, struct kern_wide *);
+int cuda_wide_strips(struct kern *, const struct kern_wide *);
+int cuda_wide(struct kern *, const struct kern_wide *, void *o, const void *qkv, int pictures, int first, int n);
 int cuda_gather(struct kern *, float *in, const float *cols, size_t numel, const struct kern_gather *, int n);
 int cuda_row_update(struct kern *, float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,
                     const struct kern_row_update *, int n);

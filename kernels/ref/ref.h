@@ -30,13 +30,13 @@ int ref_attention(struct kern *, void *o, const void *qkv, int R, int T, int H, 
 int ref_conv_new(struct kern *, const struct kern_conv_spec *, const float *w, const float *b, struct kern_conv **);
 void ref_conv_free(struct kern *, struct kern_conv *);
 int ref_conv_strips(struct kern *, const struct kern_conv *);
-int ref_conv(struct kern *, const struct kern_conv *, float *y, const float *x, const float *coef, int first, int n);
-int ref_group_norm(struct kern *, float *coef, double *sums, const float *x, const float *gamma, const float *beta, size_t n,
-                   int C, int groups, float eps);
-int ref_wide_new(struct kern *, int T, int C, struct kern_wide **);
+int ref_conv(struct kern *, const struct kern_conv *, void *y, const void *x, const float *coef, int pictures, int first, int n);
+int ref_group_norm(struct kern *, float *coef, double *sums, const void *x, const float *gamma, const float *beta, int pictures, size_t n, int C, int groups,
+                   float eps);
+int ref_wide_new(struct kern *, int T, int C, int pictures, struct kern_wide **);
 void ref_wide_free(struct kern *, struct kern_wide *);
 int ref_wide_strips(struct kern *, const struct kern_wide *);
-int ref_wide(struct kern *, const struct kern_wide *, float *o, const float *qkv, int first, int n);
+int ref_wide(struct kern *, const struct kern_wide *, void *o, const void *qkv, int pictures, int first, int n);
 
 int ref_set_token(struct kern *, void *x, enum kern_dtype t, const float *v, int R, int T, int C, int at);
 int ref_cross_attention(struct kern *, void *o, const void *q, const float *kv, int ld, int R, int T, int S, int H, int D);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Convolution, group norm and wide attention of one picture, channels last. A strip is one line of the output (one token).
+// Convolution, group norm and wide attention of pictures, channels last. A strip is one line of the output (one token).
 #include "kernels/ref/ref.h"
 #include "kernels/backend.h"
 
@@ -25,8 +25,8 @@ int kern_check_conv(struct kern *k, const struct kern_conv_spec *s) {
     return KERN_OK;
 }
 
-int kern_check_wide(struct kern *k, int T, int C) {
-    if (T < 1 || T > 1 << 20 || C < 1 || C > MAX_WIDTH)
+int kern_check_wide(struct kern *k, int T, int C, int pictures) {
+    if (pictures < 1 || T < 1 || T > 1 << 20 || C < 1 || C > MAX_WIDTH)
         return kern_fail(k, KERN_EUNSUPPORTED, "attention of %d tokens, %d wide", T, C);
     return KERN_OK;
 }
@@ -113,23 +113,28 @@ static void conv_pixel(const struct ref_conv *l, float *y, const float *x, const
     }
 }
 
-int ref_conv(struct kern *k, const struct kern_conv *opaque, float *y, const float *x, const float *coef, int first, int n) {
+int ref_conv(struct kern *k, const struct kern_conv *opaque, void *y, const void *x, const float *coef, int pictures, int first,
+             int n) {
     const struct ref_conv *l = (const struct ref_conv *)opaque;
+    const struct kern_conv_spec *s = &l->spec;
     int H, W;
     (void)k;
-    kern_conv_out(&l->spec, &H, &W);
-    for (int oy = first; oy < first + n; oy++)
-        for (int ox = 0; ox < W; ox++)
-            conv_pixel(l, y + ((size_t)oy * (size_t)W + (size_t)ox) * (size_t)l->spec.out, x, coef, oy, ox);
+    kern_conv_out(s, &H, &W);
+    for (size_t p = 0; p < (size_t)pictures; p++) {
+        const float *from = (const float *)x + p * (size_t)s->height * (size_t)s->width * (size_t)s->in,
+                    *mine = coef ? coef + p * 2 * (size_t)s->in : NULL;
+        for (int oy = first; oy < first + n; oy++)
+            for (int ox = 0; ox < W; ox++)
+                conv_pixel(l, (float *)y + ((p * (size_t)H + (size_t)oy) * (size_t)W + (size_t)ox) * (size_t)s->out, from, mine, oy,
+                           ox);
+    }
     return KERN_OK;
 }
 
 /* ---- group norm ---- */
 
-int ref_group_norm(struct kern *k, float *coef, double *sums, const float *x, const float *gamma, const float *beta, size_t n,
-                   int C, int groups, float eps) {
+static void norm_picture(float *coef, const float *x, const float *gamma, const float *beta, size_t n, int C, int groups, float eps) {
     size_t width = (size_t)(C / groups);
-    (void)k, (void)sums;
     for (size_t g = 0; g < (size_t)groups; g++) {
         double sum = 0, squares = 0, count = (double)n * (double)width;
         for (size_t i = 0; i < n; i++)
@@ -145,6 +150,13 @@ int ref_group_norm(struct kern *k, float *coef, double *sums, const float *x, co
             coef[(size_t)C + c] = (float)((double)beta[c] - scale * sum / count);
         }
     }
+}
+
+int ref_group_norm(struct kern *k, float *coef, double *sums, const void *x, const float *gamma, const float *beta, int pictures,
+                   size_t n, int C, int groups, float eps) {
+    (void)k, (void)sums;
+    for (size_t p = 0; p < (size_t)pictures; p++)
+        norm_picture(coef + p * 2 * (size_t)C, (const float *)x + p * n * (size_t)C, gamma, beta, n, C, groups, eps);
     return KERN_OK;
 }
 
@@ -155,9 +167,9 @@ struct ref_wide {
     double *score;
 };
 
-int ref_wide_new(struct kern *k, int T, int C, struct kern_wide **out) {
+int ref_wide_new(struct kern *k, int T, int C, int pictures, struct kern_wide **out) {
     *out = NULL;
-    int rc = kern_check_wide(k, T, C);
+    int rc = kern_check_wide(k, T, C, pictures);
     if (rc < 0) return rc;
     struct ref_wide *a = malloc(sizeof *a);
     double *score = malloc((size_t)T * sizeof *score);
@@ -184,10 +196,8 @@ int ref_wide_strips(struct kern *k, const struct kern_wide *a) {
     return ((const struct ref_wide *)a)->T;
 }
 
-int ref_wide(struct kern *k, const struct kern_wide *opaque, float *o, const float *qkv, int first, int n) {
-    const struct ref_wide *a = (const struct ref_wide *)opaque;
+static void wide_picture(const struct ref_wide *a, float *o, const float *qkv, int first, int n) {
     size_t T = (size_t)a->T, C = (size_t)a->C;
-    (void)k;
     for (size_t t = (size_t)first; t < (size_t)(first + n); t++) {
         double top = -INFINITY, sum = 0;
         for (size_t s = 0; s < T; s++) {
@@ -203,5 +213,12 @@ int ref_wide(struct kern *k, const struct kern_wide *opaque, float *o, const flo
             o[t * C + c] = (float)v;
         }
     }
+}
+
+int ref_wide(struct kern *k, const struct kern_wide *opaque, void *o, const void *qkv, int pictures, int first, int n) {
+    const struct ref_wide *a = (const struct ref_wide *)opaque;
+    size_t count = (size_t)a->T * (size_t)a->C;
+    (void)k;
+    for (size_t p = 0; p < (size_t)pictures; p++) wide_picture(a, (float *)o + p * count, (const float *)qkv + p * 3 * count, first, n);
     return KERN_OK;
 }

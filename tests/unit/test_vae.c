@@ -177,7 +177,7 @@ TEST(vae_same_picture_in_slices_on_any_threads) {
     CHECK(distance(b, a, PICTURE) > 0.1);
     for (double flops = 1; flops < 1e8; flops *= 100) {
         int steps = 0, rc;
-        CHECK_OK(vae_start(t, VAE_DECODE, z, &e), &e);
+        CHECK_OK(vae_start(t, VAE_DECODE, z, 1, &e), &e);
         while ((rc = vae_step(t, flops, &e)) == 1) steps++;
         CHECK_OK(rc, &e);
         CHECK(steps > 5 || flops > 1);
@@ -206,7 +206,7 @@ TEST(vae_halves_and_bad_weights) {
     e = (struct err){0};
     CHECK_OK(vae_new(&v, k, &a, &w.table, &half, &e), &e);
     float z[16] = {0};
-    CHECK(vae_start(v, VAE_ENCODE, z, &e) == E_INTERNAL);
+    CHECK(vae_start(v, VAE_ENCODE, z, 1, &e) == E_INTERNAL);
     vae_free(v);
     half.height = 1 << 15;
     e = (struct err){0};
