@@ -17,6 +17,7 @@ void kern_ref_fill(struct kern *); // every entry of the table
 int kern_cpu_open(struct kern *,
                   const struct kern_config *); // replaces entries; on failure k->why has the text and nothing is held
 int kern_cuda_open(struct kern *, const struct kern_config *); // the same
+int kern_cuda_devices(char *why, size_t why_size);             // as kern_devices
 
 // Checks that every back end makes alike. 0 or a status with k->why set.
 int kern_check_linear(struct kern *, const struct kern_linear_spec *);

@@ -35,10 +35,18 @@ static int open_backend(struct kern *k, const struct kern_config *cfg) {
     kern_ref_fill(k);
     if (cfg->act != KERN_F32 && cfg->act != KERN_BF16)
         return kern_fail(k, KERN_EUNSUPPORTED, "activations are float32 or bfloat16");
+    const char *name = cfg->backend && strcmp(cfg->backend, "auto") == 0 ? kern_auto(k->why, sizeof k->why) : cfg->backend;
     for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
-        if (cfg->backend && strcmp(cfg->backend, backends[i].name) == 0) return backends[i].open(k, cfg);
-    return kern_fail(k, KERN_EUNSUPPORTED, "there is no back end \"%s\" in this build", cfg->backend ? cfg->backend : "");
+        if (name && strcmp(name, backends[i].name) == 0) return backends[i].open(k, cfg);
+    return kern_fail(k, KERN_EUNSUPPORTED, "there is no back end \"%s\" in this build", name ? name : "");
 }
+
+int kern_devices(const char *backend, char *why, size_t why_size) {
+    if (why_size) *why = 0;
+    return strcmp(backend, "cuda") == 0 ? kern_cuda_devices(why, why_size) : 1;
+}
+
+const char *kern_auto(char *why, size_t why_size) { return kern_devices("cuda", why, why_size) > 0 ? "cuda" : "cpu"; }
 
 int kern_open(struct kern **out, const struct kern_config *cfg, char *why, size_t why_size) {
     *out = NULL;

@@ -153,7 +153,7 @@ struct kern_adamw { // doubles, as 1 - 0.9999 in float32 is 2e-4 off
 typedef int kern_rows_fn(struct kern *lane, void *ctx, int r0, int n, int s0);
 
 struct kern_config {
-    const char *backend;        // "ref", "cpu" or "cuda"
+    const char *backend;        // "ref", "cpu", "cuda", or "auto" (see kern_auto)
     int device;                 // cuda: which GPU, from 0
     bool exact_stream;          // keep the residual stream in float32 where the back end would take float16 (see struct kern)
     enum kern_dtype act;        // KERN_F32, or KERN_BF16 where the processor multiplies it (else KERN_EUNSUPPORTED)
@@ -174,7 +174,11 @@ struct kern {
     char why[256];              // text of the last failure
     void *impl;                 // the back end's own
 
+    // Before a thread uses a handle that another has used until now
+    int (*use)(struct kern *);
+
     /* memory */
+    size_t (*memory)(struct kern *, size_t *total); // bytes that are free on the device now, of *total; both 0: not known
     int (*alloc)(struct kern *, size_t bytes, void **out); // zeroed, 64-byte aligned
     size_t (*device_memory)(struct kern *); // free bytes now; NULL: buffers are host memory (kern_host_memory)
     void (*free)(struct kern *, void *);
@@ -305,6 +309,9 @@ struct kern {
 // Opens a back end. On failure *out is NULL and why (may be NULL) has the text. Caller closes with kern_close.
 int kern_open(struct kern **out, const struct kern_config *, char *why, size_t why_size);
 void kern_close(struct kern *); // NULL is fine; all its buffers and layers must have been freed
+int kern_devices(const char *backend, char *why, size_t why_size); // how many there are; none: why says what is missing
+// "cuda" where there is a GPU that it can use, else "cpu", and why has what is missing
+const char *kern_auto(char *why, size_t why_size);
 int kern_threads_allowed(void); // from affinity and the cgroup quota (v1 and v2), at least 1
 size_t kern_host_memory(void);  // bytes that this process can still have, from the kernel and the cgroup (v1 and v2)
 bool kern_cpu_has_bf16(void);   // whether the cpu back end runs KERN_BF16 here

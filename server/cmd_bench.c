@@ -26,7 +26,7 @@ static const char help[] =
     "  --block NAME           conditioning of a shape: adaln-zero (default), adaln, cross-attention, in-context\n"
     "  --rows LIST            row counts, e.g. 1,2,16 (default 1,2,4,8,16)\n"
     "  --seconds X            time for each row count (default 2)\n"
-    "  --backend cpu|cuda|ref  --precision f32|bf16  --threads N\n";
+    "  --backend cpu|cuda|ref|auto  --precision f32|bf16  --threads N\n";
 
 struct options {
     const char *model, *shape, *block, *rows;

@@ -37,7 +37,7 @@ static const char help[] =
     "  --out FILE         where to write; with more than one shard FILE-00001-of-00004.safetensors and so on\n"
     "  --shard N          pictures a file (default 10000)\n"
     "  --threads N        compute threads (default: what the machine allows)\n"
-    "  --backend NAME     cpu (default) or ref\n"
+    "  --backend NAME     cpu (default), cuda, ref, or auto\n"
     "  --help\n";
 
 struct options {

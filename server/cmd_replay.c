@@ -18,7 +18,7 @@ static const char help[] =
     "  --rtol R             relative L2 error allowed (default: 1e-5 forward, 1e-4 fixed steps and\n"
     "                       gradients, 1e-3 dopri5)\n"
     "  --heads N            attention heads, instead of the case's\n"
-    "  --backend NAME       cpu (default) or ref\n"
+    "  --backend NAME       cpu (default), cuda, ref, or auto\n"
     "  --precision P        f32 (default) or bf16\n"
     "  --threads N          compute threads (default: what the machine allows)\n";
 

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "server/config.h"
 
+#include <ctype.h>
 #include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define AT(field) offsetof(struct config, field)
 #define DAY_MS (24 * 3600 * 1000)
@@ -9,7 +12,8 @@ static const struct option_desc options[] = {
     {"config", OPTION_TEXT, AT(config), "", 0, 0, NULL, "file of `key = value` lines, # comments; keys are these names"},
     {"models", OPTION_TEXT, AT(models), "deploy/models", 0, 0, NULL, "folder of model directories, or one model directory"},
     {"listen", OPTION_TEXT, AT(listen), "127.0.0.1:8080", 0, 0, NULL, "HOST:PORT, [V6]:PORT or unix:PATH; port 0 picks a free one"},
-    {"backend", OPTION_CHOICE, AT(backend), "auto", 0, 0, "auto|cpu|ref", "what computes"},
+    {"backend", OPTION_CHOICE, AT(backend), "auto", 0, 0, "auto|cpu|cuda|ref", "what computes; auto: a GPU where there is one"},
+    {"devices", OPTION_TEXT, AT(devices), "0", 0, 0, NULL, "which of them: numbers from 0 such as 0,1, or all; of cpu each is a pool of threads"},
     {"precision", OPTION_CHOICE, AT(precision), "f32", 0, 0, "f32|bf16", "number format of the matrix products"},
     {"max-rows", OPTION_NUMBER, AT(max_rows), "16", 2, 4096, NULL, "rows of the largest batch; a guided image takes two"},
     {"threads", OPTION_NUMBER, AT(threads), "0", 0, 1024, NULL, "compute threads; 0: what affinity and cgroup allow"},
@@ -36,6 +40,20 @@ static const struct option_desc options[] = {
 _Static_assert(N_OPTIONS <= CONFIG_OPTIONS, "struct config has room for every option's source");
 static const struct option_set set = {options, N_OPTIONS, "SITD_"};
 
+static int parse_devices(struct config *c, struct err *e) {
+    const char *value = c->devices;
+    char *end = NULL;
+    c->n_devices = ENGINE_ALL;
+    if (!strcmp(value, "all")) return OK;
+    for (c->n_devices = 0; isdigit((unsigned char)*value) && c->n_devices < ENGINE_DEVICES; value = end + 1) {
+        long n = strtol(value, &end, 10);
+        if (n > 1023 || (*end && *end != ',')) break;
+        c->device[c->n_devices++] = (int)n;
+        if (!*end) return OK;
+    }
+    return err_param(e, E_RANGE, "devices", "devices is '%s', neither all nor up to %d numbers such as 0,1", c->devices, ENGINE_DEVICES);
+}
+
 int config_load(struct config *c, int argc, char **argv, bool *usage, struct err *e) {
     struct option_words words;
     *c = (struct config){0};
@@ -45,7 +63,7 @@ int config_load(struct config *c, int argc, char **argv, bool *usage, struct err
     if (c->default_timeout > c->max_timeout)
         return err_param(e, E_RANGE, "default-timeout", "default-timeout is %lld ms, more than max-timeout, %lld ms",
                          (long long)c->default_timeout, (long long)c->max_timeout);
-    return 0;
+    return parse_devices(c, e);
 }
 
 void config_print(const struct config *c, FILE *to) { options_print(&set, c, c->source, to); }

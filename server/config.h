@@ -14,8 +14,9 @@
 #define CONFIG_OPTIONS 32
 
 struct config {
-    char config[CONFIG_TEXT], models[CONFIG_TEXT], listen[CONFIG_TEXT], backend[CONFIG_TEXT], precision[CONFIG_TEXT];
+    char config[CONFIG_TEXT], models[CONFIG_TEXT], listen[CONFIG_TEXT], backend[CONFIG_TEXT], devices[CONFIG_TEXT], precision[CONFIG_TEXT];
     char log_format[CONFIG_TEXT], log_level[CONFIG_TEXT], log_file[CONFIG_TEXT], cors_origin[CONFIG_TEXT];
+    int device[ENGINE_DEVICES], n_devices; // what `devices` says, as engine_options has it
     int64_t max_rows, threads, nice, max_jobs, max_images, max_connections, max_body;
     int64_t default_timeout, max_timeout, request_timeout, idle_timeout, drain_delay, exit_timeout; // milliseconds
     bool insecure_public;

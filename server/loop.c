@@ -243,7 +243,9 @@ static int start_uv(struct server *s, struct err *e) {
 static int start_engine(struct server *s, struct err *e) {
     const struct config *c = s->config;
     struct engine_options o = {.models_dir = c->models,
-                               .backend = strcmp(c->backend, "auto") ? c->backend : "cpu",
+                               .backend = c->backend,
+                               .devices = c->device,
+                               .n_devices = c->n_devices,
                                .precision = c->precision,
                                .max_rows = (int)c->max_rows,
                                .threads = (int)c->threads,

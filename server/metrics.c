@@ -143,8 +143,12 @@ static void put_engine(struct text *t, const struct engine_stats *st) {
     for (int i = 0; i < SAMPLER_TYPE_COUNT; i++)
         text_printf(t, "sitd_steps_total{sampler=\"%s\"} %llu\n", sampler_type_name(i), (unsigned long long)st->steps[i]);
     single(t, "sitd_model_evaluations_total", "counter", "Network rows evaluated.", (double)st->evaluations);
-    single(t, "sitd_device_busy_seconds_total", "counter", "Time that the device spent in steps.", st->busy_seconds);
-    single(t, "sitd_device_ok", "gauge", "0 after a device failure.", st->device_ok);
+    single(t, "sitd_device_busy_seconds_total", "counter", "Time that the devices spent in steps.", st->busy_seconds);
+    single(t, "sitd_device_ok", "gauge", "0 after the failure of the last device.", st->device_ok);
+    head(t, "sitd_devices", "gauge", "Devices, by what they do.");
+    text_printf(t, "sitd_devices{state=\"works\"} %d\nsitd_devices{state=\"failed\"} %d\n", st->devices - st->devices_failed,
+                st->devices_failed);
+    single(t, "sitd_jobs_moved_total", "counter", "Jobs that went on on another device after theirs had failed.", (double)st->jobs_moved);
     head(t, "sitd_device_memory_bytes", "gauge", "Memory that models and their buffers hold.");
     text_printf(t, "sitd_device_memory_bytes{kind=\"models\"} %zu\n", st->device_bytes);
     single(t, "sitd_models_ready", "gauge", "Models that can be asked for.", st->models_ready);

@@ -14,6 +14,7 @@
 #include <time.h>
 
 #include "core/base/fault.h"
+#include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/engine/engine_int.h"
 
@@ -28,32 +29,65 @@ void engine_emit(struct engine *g, struct engine_event *ev) {
     else mem_free(ev->image.pixels); // nobody took them
 }
 
-int engine_thread(pthread_t *t, void *(*run)(void *), struct engine *g, const char *what, struct err *e) {
-    int rc = fault_hit(FAULT_THREAD) ? -1 : pthread_create(t, NULL, run, g);
+int engine_thread(pthread_t *t, void *(*run)(void *), void *arg, const char *what, struct err *e) {
+    int rc = fault_hit(FAULT_THREAD) ? -1 : pthread_create(t, NULL, run, arg);
     return rc ? err_set(e, E_DEVICE, "the %s thread could not be made", what) : 0;
 }
 
 /* ---- open and close ---- */
 
 // Can it be had at all? Every version then opens it for itself.
-static int check_device(struct engine *g, const struct engine_options *o, struct err *e) {
-    struct kern_config config = {.backend = o->backend, .threads = o->threads};
+static int check_device(struct device *d, struct err *e) {
+    const char *name = d->engine->backend;
     struct kern *k;
+    char why[256] = "";
+    int rc = kern_open(&k, &d->config, why, sizeof why);
+    if (rc == KERN_ENOMEM) return err_param(e, E_NOMEM, "backend", "back end '%s': %s", name, why);
+    if (rc == KERN_EUNSUPPORTED) return err_param(e, E_UNSUPPORTED, "backend", "back end '%s': %s", name, why);
+    if (rc) return err_param(e, E_DEVICE, "backend", "back end '%s': %s", name, why);
+    snprintf(d->name, sizeof d->name, "%s", k->device);
+    d->engine->on_host = !k->device_memory;
+    kern_close(k);
+    return OK;
+}
+
+static int choose_backend(struct engine *g, const struct engine_options *o, struct err *e) {
+    char why[256] = "";
+    const char *name = o->backend;
+    if (!strcmp(name, "auto")) {
+        name = kern_auto(why, sizeof why);
+        if (*why) log_info("no GPU to use: the CPU computes", log_str("why", why));
+    }
+    if (strlen(name) >= sizeof g->backend) return err_param(e, E_UNSUPPORTED, "backend", "there is no back end '%s'", name);
+    strcpy(g->backend, name);
+    return OK;
+}
+
+static int open_devices(struct engine *g, const struct engine_options *o, struct err *e) {
+    struct kern_config config = {.backend = g->backend, .threads = o->threads}; // no niceness: its threads have the loader's, which makes them
     char why[256] = "";
     if (!o->precision || !strcmp(o->precision, "f32")) config.act = KERN_F32;
     else if (!strcmp(o->precision, "bf16")) config.act = KERN_BF16;
     else return err_param(e, E_RANGE, "precision", "precision '%s': f32 and bf16 are known", o->precision);
-    int rc = kern_open(&k, &config, why, sizeof why);
-    if (rc == KERN_ENOMEM) return err_param(e, E_NOMEM, "backend", "back end '%s': %s", o->backend, why);
-    if (rc == KERN_EUNSUPPORTED) return err_param(e, E_UNSUPPORTED, "backend", "back end '%s': %s", o->backend, why);
-    if (rc) return err_param(e, E_DEVICE, "backend", "back end '%s': %s", o->backend, why);
-    snprintf(g->device, sizeof g->device, "%s", k->device);
-    snprintf(g->backend, sizeof g->backend, "%s", k->name);
-    g->on_host = !k->device_memory;
-    kern_close(k);
-    g->config = config; // without a niceness: its threads have the loader's, which makes them
-    g->config.backend = g->backend;
-    return 0;
+    int n = o->n_devices == ENGINE_ALL ? kern_devices(g->backend, why, sizeof why) : o->n_devices ? o->n_devices : 1;
+    if (n < 1) return err_param(e, E_DEVICE, "backend", "back end '%s': %s", g->backend, why);
+    if (n > ENGINE_DEVICES) n = ENGINE_DEVICES;
+    g->devices = mem_array((size_t)n, sizeof *g->devices);
+    if (!g->devices) return err_set(e, E_NOMEM, "no memory for the engine");
+    for (int i = 0; i < n; i++) {
+        struct device *d = &g->devices[g->n_devices++];
+        d->engine = g;
+        d->config = config;
+        d->config.device = o->n_devices > 0 ? o->devices[i] : i;
+        d->inbox_end = &d->inbox;
+        d->counters.device_ok = d->published.device_ok = true;
+        pthread_cond_init(&d->bell, NULL);
+        int rc = check_device(d, e);
+        if (rc) return rc;
+        size_t at = strlen(g->names);
+        snprintf(g->names + at, sizeof g->names - at, "%s%s", i ? "; " : "", d->name);
+    }
+    return OK;
 }
 
 static int check_options(const struct engine_options *o, struct err *e) {
@@ -64,6 +98,10 @@ static int check_options(const struct engine_options *o, struct err *e) {
     if (o->max_jobs < 1) return err_param(e, E_RANGE, "max_jobs", "max_jobs is %d, at least 1", o->max_jobs);
     if (o->max_images < 1) return err_param(e, E_RANGE, "max_images", "max_images is %d, at least 1", o->max_images);
     if (o->threads < 0) return err_param(e, E_RANGE, "threads", "threads is %d", o->threads);
+    if (o->n_devices > ENGINE_DEVICES) return err_param(e, E_RANGE, "devices", "%d devices, at most %d", o->n_devices, ENGINE_DEVICES);
+    for (int i = 0; i < o->n_devices; i++)
+        for (int j = 0; j < i; j++)
+            if (o->devices[i] == o->devices[j]) return err_param(e, E_RANGE, "devices", "device %d is named twice", o->devices[i]);
     return 0;
 }
 
@@ -75,11 +113,14 @@ static void free_versions(struct served *s) {
 }
 
 static void engine_free(struct engine *g) { // threads are gone
-    free_versions(g->served);
+    for (int i = 0; i < g->n_devices; i++) {
+        free_versions(g->devices[i].served);
+        pthread_cond_destroy(&g->devices[i].bell);
+    }
     free_versions(g->dropped);
     repository_close(g);
+    mem_free(g->devices);
     pthread_cond_destroy(&g->built);
-    pthread_cond_destroy(&g->bell);
     pthread_mutex_destroy(&g->lock);
     mem_free(g);
 }
@@ -87,18 +128,21 @@ static void engine_free(struct engine *g) { // threads are gone
 static void set_stop(struct engine *g, enum stop stop) {
     pthread_mutex_lock(&g->lock);
     if (g->stop < stop) g->stop = stop;
-    pthread_cond_signal(&g->bell);
+    for (int i = 0; i < g->n_devices; i++) pthread_cond_signal(&g->devices[i].bell);
     pthread_cond_signal(&g->built);
     pthread_mutex_unlock(&g->lock);
 }
 
 static int start_threads(struct engine *g, struct err *e) {
-    int rc = engine_thread(&g->worker, worker_main, g, "worker", e);
-    if (rc) return rc;
-    rc = engine_thread(&g->loader, loader_main, g, "loader", e);
-    if (!rc) return 0;
+    int rc = OK, n = 0;
+    while (!rc && n < g->n_devices) {
+        rc = engine_thread(&g->devices[n].worker, worker_main, &g->devices[n], "worker", e);
+        if (!rc) n++;
+    }
+    if (!rc) rc = engine_thread(&g->loader, loader_main, g, "loader", e);
+    if (!rc) return OK;
     set_stop(g, STOP_CLOSE);
-    pthread_join(g->worker, NULL);
+    for (int i = 0; i < n; i++) pthread_join(g->devices[i].worker, NULL);
     return rc;
 }
 
@@ -110,17 +154,15 @@ int engine_open(struct engine **out, const struct engine_options *o, struct err 
     if (!g) return err_set(e, E_NOMEM, "no memory for the engine");
     g->options = *o;
     g->limits = (struct sched_limits){o->max_rows, o->max_jobs, o->max_images};
-    g->inbox_end = &g->inbox;
-    g->counters.device_ok = g->published.device_ok = true;
     pthread_mutex_init(&g->lock, NULL);
-    pthread_cond_init(&g->bell, NULL);
     pthread_condattr_t clock; // the loader waits by the clock of engine_now_us
     pthread_condattr_init(&clock);
     pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
     pthread_cond_init(&g->built, &clock);
     pthread_condattr_destroy(&clock);
     rc = repository_open(g, o->models_dir, e);
-    if (!rc) rc = check_device(g, o, e);
+    if (!rc) rc = choose_backend(g, o, e);
+    if (!rc) rc = open_devices(g, o, e);
     if (!rc) rc = start_threads(g, e);
     if (rc) {
         engine_free(g);
@@ -135,7 +177,7 @@ void engine_stop(struct engine *g, bool finish) { set_stop(g, finish ? STOP_FINI
 void engine_close(struct engine *g) {
     if (!g) return;
     set_stop(g, STOP_CLOSE);
-    pthread_join(g->worker, NULL); // gives a waiting loader its model back
+    for (int i = 0; i < g->n_devices; i++) pthread_join(g->devices[i].worker, NULL); // they give a waiting loader its model back
     pthread_join(g->loader, NULL);
     engine_free(g);
 }
@@ -150,7 +192,7 @@ static struct entry *default_entry(struct engine *g) {
         if (!entry->current && entry->state != ENTRY_LOADING) continue;
         only = entry;
         n++;
-        if (!marked && entry->current && entry->current->facts->model.desc.is_default) marked = entry;
+        if (!marked && entry->current && entry->current->model.desc.is_default) marked = entry;
     }
     return n == 1 ? only : marked;
 }
@@ -158,7 +200,7 @@ static struct entry *default_entry(struct engine *g) {
 const struct engine_model *engine_model_ref(struct engine *g, const char *name) {
     pthread_mutex_lock(&g->lock);
     struct entry *entry = name ? repository_find(g, name) : default_entry(g);
-    struct facts *f = entry && entry->current ? entry->current->facts : NULL;
+    struct facts *f = entry ? entry->current : NULL;
     if (f) atomic_fetch_add(&f->refs, 1);
     pthread_mutex_unlock(&g->lock);
     return f ? &f->model : NULL;
@@ -175,7 +217,7 @@ int engine_model_names(struct engine *g, char names[][64], int max) {
     return n;
 }
 
-const char *engine_device(struct engine *g) { return g->device; }
+const char *engine_device(struct engine *g) { return g->names; }
 
 /* ---- submit ---- */
 
@@ -221,16 +263,30 @@ static int64_t deadline(int64_t now_us, int64_t timeout_ms) {
     return timeout_ms > INT64_MAX / 2 - now_ms ? INT64_MAX / 2 : now_ms + timeout_ms;
 }
 
+void job_free(struct job *j) {
+    if (!j) return;
+    mem_free(j->classes);
+    mem_free(j->todo);
+    mem_free(j->handed);
+    mem_free(j);
+}
+
 static struct job *job_new(const struct engine_job *from, const struct engine_model *m, struct err *e) {
     struct job *j = mem_alloc(sizeof *j);
     int32_t *classes = mem_dup(from->classes, (size_t)from->n * sizeof *classes);
-    if (!j || !classes) {
-        mem_free(j);
-        mem_free(classes);
+    int *todo = mem_array((size_t)from->n, sizeof *todo);
+    bool *handed = mem_array((size_t)from->n, sizeof *handed);
+    if (!j || !classes || !todo || !handed) {
+        void *parts[] = {j, classes, todo, handed};
+        for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) mem_free(parts[i]);
         err_set(e, E_NOMEM, "no memory for a request");
         return NULL;
     }
+    for (int i = 0; i < from->n; i++) todo[i] = i;
     *j = (struct job){.n = from->n,
+                      .left = from->n,
+                      .todo = todo,
+                      .handed = handed,
                       .priority = from->priority,
                       .classes = classes,
                       .seed = from->seed,
@@ -248,54 +304,103 @@ static struct job *job_new(const struct engine_job *from, const struct engine_mo
     return j;
 }
 
-static int64_t work_ms(struct engine *g) { // lock held: the time that all accepted work will take
+/* ---- places (lock held) ---- */
+
+static int64_t rows_left(const struct device *d) {
     int64_t rows = 0;
-    for (struct served *s = g->served; s; s = s->next) rows += s->published.rows_left + s->pending.rows_left;
-    double ms = (double)rows * g->published.row_ms;
+    for (const struct served *s = d->served; s; s = s->next) rows += s->published.rows_left + s->pending.rows_left;
+    return rows;
+}
+
+static struct served *version_on(const struct device *d, const struct facts *f) {
+    struct served *s = d->served;
+    while (s && s->facts != f) s = s->next;
+    return s;
+}
+
+struct served *engine_place(struct engine *g, const struct facts *f) {
+    struct served *best = NULL;
+    double least = 0;
+    for (int i = 0; i < g->n_devices && g->stop < STOP_CANCEL; i++) {
+        const struct device *d = &g->devices[i];
+        struct served *s = d->published.device_ok ? version_on(d, f) : NULL;
+        double ms = (double)rows_left(d) * d->published.row_ms;
+        if (s && (!best || ms < least)) best = s, least = ms;
+    }
+    return best;
+}
+
+void engine_enqueue(struct served *s, struct job *j) {
+    struct device *d = s->device;
+    j->next = NULL;
+    *d->inbox_end = j;
+    d->inbox_end = &j->next;
+    s->pending.jobs++;
+    s->pending.queued_images += j->left;
+    s->pending.rows_left += (int64_t)j->left * j->evaluations_each * j->peak_rows;
+    pthread_cond_signal(&d->bell);
+}
+
+void engine_retire(struct engine *g, struct facts *f) {
+    for (int i = 0; f && i < g->n_devices; i++) {
+        struct served *s = version_on(&g->devices[i], f);
+        if (!s) continue;
+        s->retired = g->devices[i].retires = true;
+        pthread_cond_signal(&g->devices[i].bell);
+    }
+    facts_unref(f);
+}
+
+static int64_t work_ms(struct engine *g) { // the time that all accepted work will take
+    double ms = 0;
+    int n = 0;
+    for (int i = 0; i < g->n_devices; i++) {
+        const struct device *d = &g->devices[i];
+        if (!d->published.device_ok) continue;
+        ms += (double)rows_left(d) * d->published.row_ms;
+        n++;
+    }
+    ms /= n ? n : 1;
     return ms < 1 ? 1 : ms > 1e12 ? (int64_t)1e12 : (int64_t)ms;
 }
 
-static int check_room(struct engine *g, const struct job *j, int64_t *retry_ms, struct err *e) { // lock held
-    const struct sched_stats *a = &j->on->published, *b = &j->on->pending;
-    int images = a->queued_images + b->queued_images;
+// The bounds are of all devices together.
+static int check_room(struct engine *g, const struct job *j, const struct facts *f, int64_t *retry_ms, struct err *e) {
+    int images = 0, jobs = 0;
+    for (int i = 0; i < g->n_devices; i++) {
+        const struct served *s = version_on(&g->devices[i], f);
+        if (!s) continue;
+        images += s->published.queued_images + s->pending.queued_images;
+        jobs += s->published.jobs + s->pending.jobs;
+    }
     if (j->peak_rows > g->limits.max_rows)
         return err_set(e, E_RANGE, "an image needs %d rows at once, the largest batch has %d", j->peak_rows, g->limits.max_rows);
     if (j->n > g->limits.max_images)
         return err_param(e, E_RANGE, "classes", "a request of %d images: 1 to %d are allowed", j->n, g->limits.max_images);
-    if (a->jobs + b->jobs < g->limits.max_jobs && images <= g->limits.max_images - j->n) return 0;
+    if (jobs < g->limits.max_jobs && images <= g->limits.max_images - j->n) return OK;
     *retry_ms = work_ms(g);
-    return err_set(e, E_BUSY, "the queue of model '%s' is full: %d requests (limit %d), %d images waiting (limit %d)",
-                   j->on->facts->model.name, a->jobs + b->jobs, g->limits.max_jobs, images, g->limits.max_images);
+    return err_set(e, E_BUSY, "the queue of model '%s' is full: %d requests (limit %d), %d images waiting (limit %d)", f->model.name, jobs,
+                   g->limits.max_jobs, images, g->limits.max_images);
 }
 
-static void enqueue(struct engine *g, struct job *j) { // lock held
-    struct sched_stats *p = &j->on->pending;
-    j->id = ++g->last_id;
-    j->alive_next = g->alive;
-    if (g->alive) g->alive->alive_prev = j;
-    g->alive = j;
-    *g->inbox_end = j;
-    g->inbox_end = &j->next;
-    p->jobs++;
-    p->queued_images += j->n;
-    p->rows_left += (int64_t)j->n * j->evaluations_each * j->peak_rows;
-    pthread_cond_signal(&g->bell);
-}
-
-static int admit(struct engine *g, struct job *j, const struct engine_model *checked, int64_t *retry_ms,
-                 struct err *e) { // lock held
+static int admit(struct engine *g, struct job *j, const struct engine_model *checked, int64_t *retry_ms, struct err *e) {
     struct entry *entry = repository_find(g, checked->name);
     if (g->stop != STOP_NOT) {
         *retry_ms = work_ms(g);
         return err_set(e, E_BUSY, "the engine is stopping");
     }
-    if (!g->published.device_ok) return err_set(e, E_DEVICE, "the device has failed");
-    if (!entry || !entry->current || &entry->current->facts->model != checked) // what was checked may not hold any more
+    if (!entry || !entry->current || &entry->current->model != checked) // what was checked may not hold any more
         return err_param(e, E_CONFLICT, "digest", "model '%s' has just been replaced", checked->name);
-    j->on = entry->current;
-    int rc = check_room(g, j, retry_ms, e);
-    if (!rc) enqueue(g, j);
-    return rc;
+    j->on = engine_place(g, entry->current);
+    if (!j->on) return err_set(e, E_DEVICE, g->n_devices > 1 ? "every device has failed" : "the device has failed");
+    int rc = check_room(g, j, entry->current, retry_ms, e);
+    if (rc) return rc;
+    j->id = ++g->last_id;
+    j->alive_next = g->alive;
+    if (g->alive) g->alive->alive_prev = j;
+    g->alive = j;
+    engine_enqueue(j->on, j);
+    return OK;
 }
 
 static int not_there(struct engine *g, const char *name, int64_t *retry_ms, struct err *e) {
@@ -322,10 +427,7 @@ static int submit_to(struct engine *g, const struct engine_model *m, const struc
     rc = admit(g, j, m, retry_ms, e);
     if (!rc) *id = j->id;
     pthread_mutex_unlock(&g->lock);
-    if (rc) {
-        mem_free(j->classes);
-        mem_free(j);
-    }
+    if (rc) job_free(j);
     return rc;
 }
 
@@ -348,7 +450,7 @@ void engine_cancel(struct engine *g, uint64_t id) {
     for (struct job *j = g->alive; j; j = j->alive_next)
         if (j->id == id) {
             atomic_store_explicit(&j->cancel, true, memory_order_relaxed);
-            g->cancels = true;
+            j->on->device->cancels = true;
             break;
         }
     pthread_mutex_unlock(&g->lock);
@@ -356,32 +458,52 @@ void engine_cancel(struct engine *g, uint64_t id) {
 
 /* ---- state ---- */
 
-void engine_stats(struct engine *g, struct engine_stats *out) {
-    pthread_mutex_lock(&g->lock);
-    *out = g->published;
-    for (struct served *s = g->served; s; s = s->next) {
+static void add_stats(struct engine_stats *out, const struct device *d) { // lock held
+    const struct engine_stats *p = &d->published;
+    out->devices++;
+    out->devices_failed += !p->device_ok;
+    out->device_ok |= p->device_ok;
+    out->evaluations += p->evaluations;
+    out->batches += p->batches;
+    out->images_done += p->images_done;
+    out->images_failed += p->images_failed;
+    out->images_cancelled += p->images_cancelled;
+    out->jobs_moved += p->jobs_moved;
+    out->busy_seconds += p->busy_seconds;
+    out->device_bytes += p->device_bytes;
+    if (p->row_ms > out->row_ms) out->row_ms = p->row_ms;
+    for (size_t i = 0; i < sizeof p->steps / sizeof *p->steps; i++) out->steps[i] += p->steps[i];
+    for (size_t i = 0; i < sizeof p->batch_rows / sizeof *p->batch_rows; i++) out->batch_rows[i] += p->batch_rows[i];
+    for (const struct served *s = d->served; s; s = s->next) {
         out->jobs += s->published.jobs + s->pending.jobs;
         out->queued_images += s->published.queued_images + s->pending.queued_images;
         out->running_images += s->published.running_images;
         out->running_rows += s->published.running_rows;
     }
+}
+
+void engine_stats(struct engine *g, struct engine_stats *out) {
+    *out = (struct engine_stats){.max_rows = g->limits.max_rows};
+    pthread_mutex_lock(&g->lock);
+    for (int i = 0; i < g->n_devices; i++) add_stats(out, &g->devices[i]);
     for (const struct entry *entry = g->entries; entry; entry = entry->next) {
         out->models_ready += entry->current != NULL;
         out->models_loading += entry->state == ENTRY_LOADING || entry->state == ENTRY_ADDED;
         out->models_failed += entry->state == ENTRY_FAILED;
     }
     pthread_mutex_unlock(&g->lock);
-    out->max_rows = g->limits.max_rows;
 }
 
 bool engine_ready(struct engine *g) {
     int ready = 0, loading = 0;
+    bool ok = false;
     pthread_mutex_lock(&g->lock);
     for (const struct entry *entry = g->entries; entry; entry = entry->next) {
         ready += entry->current != NULL;
         loading += entry->state == ENTRY_LOADING; // not what came later
     }
-    bool ok = g->stop == STOP_NOT && g->published.device_ok;
+    for (int i = 0; i < g->n_devices; i++) ok |= g->devices[i].published.device_ok;
+    ok = ok && g->stop == STOP_NOT;
     pthread_mutex_unlock(&g->lock);
     return ok && ready && !loading;
 }

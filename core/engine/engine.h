@@ -22,9 +22,14 @@
 struct engine;
 struct engine_event;
 
+#define ENGINE_DEVICES 16       // at most
+#define ENGINE_ALL (-1)
+
 struct engine_options {
     const char *models_dir;     // a folder of model directories, or itself one (holds model.json)
-    const char *backend;        // "cpu", "ref"
+    const char *backend;        // "cpu", "cuda", "ref"; "auto": a GPU where there is one, else the CPU
+    const int *devices;         // [n_devices] numbers that the back end knows; on the processor each is a pool of `threads`
+    int n_devices;              // 0: the first; ENGINE_ALL: all there are
     const char *precision;      // "f32" (also NULL), "bf16"
     int max_rows, threads;      // rows of the largest batch (least 2); 0 threads: kern_threads_allowed()
     int nice;                   // of compute threads
@@ -89,12 +94,14 @@ struct engine_job { // what to run; copied by engine_submit
 
 struct engine_stats {
     int jobs, queued_images, running_images, running_rows, max_rows, models_ready, models_loading, models_failed;
+    int devices, devices_failed;
+    uint64_t jobs_moved;           // from a device that failed to another
     uint64_t evaluations, batches, steps[SAMPLER_TYPE_COUNT], images_done, images_failed, images_cancelled; // evaluations counts rows
     uint64_t batch_rows[33];       // histogram: batches of exactly i rows; last: 32 or more
-    double busy_seconds;           // worker time inside steps and decoding
-    double row_ms;                 // smoothed milliseconds per row at present load
+    double busy_seconds;           // the workers' time inside steps and decoding
+    double row_ms;                 // smoothed milliseconds per row at present load, of the slowest device
     size_t device_bytes;
-    bool device_ok;
+    bool device_ok;                // at least one
 };
 
 // Opens the device, starts threads; models load in the background (EV_MODEL each, perhaps before this returns). The options' strings are not kept.

@@ -36,17 +36,16 @@ static int open_vae(struct source *from, const char *dir, struct err *e) {
     return rc;
 }
 
-// To the worker and back: returns when it has installed or refused the version.
-static int hand_over(struct engine *g, struct entry *entry, struct served *s, struct err *e) {
-    struct load load = {.entry = entry, .served = s, .status = E_CANCELLED};
+// To the worker of its device and back, when it has taken or refused the version. E_DEVICE, E_CANCELLED
+static int hand_over(struct engine *g, struct served *s) {
+    struct load load = {.served = s, .status = E_CANCELLED};
     pthread_mutex_lock(&g->lock);
     if (g->stop < STOP_CANCEL) {
-        g->load = &load;
-        pthread_cond_signal(&g->bell);
-        while (g->load) pthread_cond_wait(&g->built, &g->lock);
+        s->device->load = &load;
+        pthread_cond_signal(&s->device->bell);
+        while (s->device->load) pthread_cond_wait(&g->built, &g->lock);
     }
     pthread_mutex_unlock(&g->lock);
-    if (load.status) err_set(e, load.status, load.status == E_DEVICE ? "the device has failed" : "the engine is stopping");
     return load.status;
 }
 
@@ -63,13 +62,66 @@ static int check_room(const struct engine *g, const struct entry *entry, struct 
     from->bytes = served_estimate(&d, &g->limits);
     if (from->before && from->before->device_bytes > from->bytes) from->bytes = from->before->device_bytes;
     model_desc_deinit(&d);
-    return served_room(NULL, (size_t)st.st_size + (g->on_host ? from->bytes : 0), e);
+    return served_room(NULL, (size_t)st.st_size + (g->on_host ? (size_t)g->n_devices * from->bytes : 0), e);
+}
+
+static bool device_ok(struct engine *g, int i) {
+    pthread_mutex_lock(&g->lock);
+    bool ok = g->devices[i].published.device_ok;
+    pthread_mutex_unlock(&g->lock);
+    return ok;
+}
+
+// Builds the version on every device that works. The first failure ends it, unless the device failed meanwhile.
+static int build(struct engine *g, struct served **on, struct facts *facts, const struct source *from, struct err *e) {
+    int n = 0;
+    for (int i = 0; i < g->n_devices; i++) {
+        struct err here = {0};
+        if (!device_ok(g, i)) continue;
+        int rc = served_new(&on[i], &g->devices[i], facts, from, &here);
+        if (rc && g->n_devices > 1) err_prefix(&here, "%s", g->devices[i].name);
+        if (rc && device_ok(g, i)) return *e = here, rc;
+        n += !rc;
+    }
+    return n ? OK : err_set(e, E_DEVICE, "the device has failed");
+}
+
+// Hands the version to the devices' workers, then gives it to new jobs. What no worker took stays in `on`.
+static int install(struct engine *g, struct entry *entry, struct served **on, struct facts *facts, struct err *e) {
+    int taken = 0, rc = OK;
+    for (int i = 0; i < g->n_devices && rc != E_CANCELLED; i++) {
+        if (!on[i]) continue;
+        rc = hand_over(g, on[i]);
+        if (!rc) on[i] = NULL, taken++;
+    }
+    pthread_mutex_lock(&g->lock);
+    if (rc != E_CANCELLED && taken) {
+        engine_retire(g, entry->current);
+        atomic_fetch_add(&facts->refs, 1);
+        entry->current = facts;
+        entry->state = ENTRY_READY;
+    }
+    pthread_mutex_unlock(&g->lock);
+    if (rc == E_CANCELLED) return err_set(e, rc, "the engine is stopping");
+    return taken ? OK : err_set(e, E_DEVICE, "the device has failed");
+}
+
+static int put_on_devices(struct engine *g, struct entry *entry, struct source *from, struct err *e) {
+    struct served **on = mem_array((size_t)g->n_devices, sizeof(struct served *));
+    struct facts *facts = NULL;
+    int rc = on ? facts_new(&facts, from, e) : err_set(e, E_NOMEM, "no memory for a model");
+    if (!rc) rc = build(g, on, facts, from, e);
+    if (!rc) facts_take(facts, from);
+    if (!rc) rc = install(g, entry, on, facts, e);
+    for (int i = 0; on && i < g->n_devices; i++) served_free(on[i]);
+    facts_unref(facts);
+    mem_free(on);
+    return rc;
 }
 
 // digest: of the model.json that was tried.
 static int load_version(struct engine *g, struct entry *entry, char digest[DIGEST_HEX], struct err *e) {
-    struct source from = {.name = entry->name, .before = entry->current ? &entry->current->facts->model : NULL};
-    struct served *s = NULL;
+    struct source from = {.name = entry->name, .before = entry->current ? &entry->current->model : NULL};
     struct sampler_model sampler;
     int rc = check_room(g, entry, &from, e); // sets the digest too
     if (!rc) rc = model_dir_open(&from.dir, entry->dir, e);
@@ -78,11 +130,9 @@ static int load_version(struct engine *g, struct entry *entry, char digest[DIGES
     rc = open_vae(&from, entry->dir, e);
     if (!rc)
         rc = served_check(&from.dir.desc, from.has_vae ? &from.vae.arch : NULL, &sampler, e); // before the device is troubled
-    if (!rc) rc = served_new(&s, g, &from, e);
+    if (!rc) rc = put_on_devices(g, entry, &from, e);
     vae_file_close(&from.vae);
     model_dir_close(&from.dir);
-    if (!rc) rc = hand_over(g, entry, s, e);
-    if (rc) served_free(s);
     return rc;
 }
 
@@ -112,7 +162,7 @@ static void report(struct engine *g, const struct entry *entry, const struct err
         log_error("model not loaded", log_str("model", entry->name), log_str("error", err->text), log_str("param", err->param),
                   log_int("failures", entry->failures), log_int("retry_ms", (entry->retry_us - engine_now_us()) / 1000));
     else {
-        const struct engine_model *m = &entry->current->facts->model;
+        const struct engine_model *m = &entry->current->model;
         log_info("model loaded", log_str("model", entry->name), log_int("version", m->desc.step), log_str("digest", m->digest));
     }
     engine_emit(g, &ev);
@@ -160,7 +210,7 @@ static void look(struct engine *g, struct entry *entry) {
     int rc = model_dir_desc(&desc, digest, entry->dir, NULL);
     if (!rc) model_desc_deinit(&desc);
     if (rc == E_NOTFOUND) return; // being replaced, or gone: repository_scan sees to that
-    if (entry->current && strcmp(digest, entry->current->facts->model.digest) == 0) settle(g, entry, "");
+    if (entry->current && strcmp(digest, entry->current->model.digest) == 0) settle(g, entry, "");
     else if (asked || !entry->failures || strcmp(digest, entry->tried) != 0 || entry->retry_us <= engine_now_us())
         attempt(g, entry);
 }

@@ -47,7 +47,9 @@ static bool name_ok(const char *s) {
 }
 
 static void entry_free(struct entry *entry) {
-    if (entry) mem_free(entry->dir);
+    if (!entry) return;
+    facts_unref(entry->current);
+    mem_free(entry->dir);
     mem_free(entry);
 }
 
@@ -167,11 +169,8 @@ static void take_out(struct engine *g, struct entry *entry) {
     struct entry **at = &g->entries;
     while (*at != entry) at = &(*at)->next;
     *at = entry->next;
-    if (entry->current) {
-        entry->current->retired = true;
-        g->retires = true;
-        pthread_cond_signal(&g->bell);
-    }
+    engine_retire(g, entry->current);
+    entry->current = NULL;
     pthread_mutex_unlock(&g->lock);
     entry_free(entry);
 }
@@ -224,7 +223,7 @@ int engine_repository(struct engine *g, struct engine_entry *out, int max) {
     int n = 0;
     pthread_mutex_lock(&g->lock);
     for (const struct entry *entry = g->entries; entry && n < max; entry = entry->next, n++) {
-        const struct engine_model *m = entry->current ? &entry->current->facts->model : NULL;
+        const struct engine_model *m = entry->current ? &entry->current->model : NULL;
         out[n] = (struct engine_entry){.state = m                              ? MODEL_SERVES
                                                 : entry->state == ENTRY_FAILED ? MODEL_REFUSED
                                                                                : MODEL_LOADS,

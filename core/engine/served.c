@@ -79,23 +79,30 @@ static void remember(struct engine_model *m, const struct engine_model *before) 
     memcpy(&m->before[1], before->before, (ENGINE_BEFORE - 1) * sizeof *m->before);
 }
 
-static int make_facts(struct served *s, const struct source *from, struct err *e) {
+int facts_new(struct facts **out, const struct source *from, struct err *e) {
+    *out = NULL;
     const struct model_desc *d = &from->dir.desc;
     const struct vae_arch *vae = from->has_vae ? &from->vae.arch : NULL;
     struct facts *f = mem_alloc(sizeof *f);
     if (!f) return err_set(e, E_NOMEM, "no memory for a model");
-    s->facts = f;
     atomic_init(&f->refs, 1);
     struct engine_model *m = &f->model;
     int rc = served_check(d, vae, &m->sampler, e);
-    if (rc) return rc;
+    if (rc) return mem_free(f), rc;
     snprintf(m->name, sizeof m->name, "%s", from->name);
     memcpy(m->digest, from->dir.digest, sizeof m->digest);
     remember(m, from->before);
     m->image_size = d->arch.input_size * (vae ? vae_factor(vae) : 1);
     m->image_channels = vae ? vae->image_channels : d->arch.in_channels;
     guide_rule(m, d);
-    return 0;
+    m->desc.arch = d->arch; // what the canary reads
+    *out = f;
+    return OK;
+}
+
+void facts_take(struct facts *f, struct source *from) {
+    f->model.desc = from->dir.desc;
+    from->dir.desc = (struct model_desc){0};
 }
 
 static int make_vae(struct served *s, const struct source *from, struct err *e) {
@@ -196,35 +203,36 @@ static int check_device_room(const struct served *s, const struct engine *g, con
     return from->bytes && !g->on_host ? served_room(s->kern, from->bytes, e) : OK;
 }
 
-int served_new(struct served **out, const struct engine *g, struct source *from, struct err *e) {
-    struct model_dir *dir = &from->dir;
+int served_new(struct served **out, struct device *d, struct facts *facts, const struct source *from, struct err *e) {
+    const struct model_dir *dir = &from->dir;
+    const struct sched_limits *limits = &d->engine->limits;
     *out = NULL;
     struct served *s = mem_alloc(sizeof *s);
     if (!s) return err_set(e, E_NOMEM, "no memory for a model");
-    int rc = make_facts(s, from, e), slots = g->limits.max_rows;
-    if (!rc) rc = open_kern(s, &g->config, e);
-    if (!rc) rc = check_device_room(s, g, from, e);
-    if (!rc) rc = sched_new(&s->sched, &g->limits, e);
-    if (!rc) rc = runner_new(&s->runner, s->kern, &dir->desc.arch, dir->weights, slots, g->limits.max_rows, e);
+    s->device = d;
+    s->facts = facts;
+    atomic_fetch_add(&facts->refs, 1);
+    int rc = open_kern(s, &d->config, e), slots = limits->max_rows;
+    if (!rc) rc = check_device_room(s, d->engine, from, e);
+    if (!rc) rc = sched_new(&s->sched, limits, e);
+    if (!rc) rc = runner_new(&s->runner, s->kern, &dir->desc.arch, dir->weights, slots, limits->max_rows, e);
     if (!rc) rc = make_slots(s, slots, e);
     if (!rc) rc = make_vae(s, from, e);
     if (!rc) {
-        s->facts->model.device_bytes = runner_bytes(s->runner) + (s->vae ? vae_bytes(s->vae) : 0);
-        s->facts->model.desc.arch = dir->desc.arch; // what the canary reads; the rest follows on success
+        s->bytes = facts->model.device_bytes = runner_bytes(s->runner) + (s->vae ? vae_bytes(s->vae) : 0);
         rc = canary(s, e);
     }
     if (rc) {
         served_free(s);
         return err_set(e, rc, "it could not be built");
     }
-    s->facts->model.desc = dir->desc;
-    dir->desc = (struct model_desc){0};
     *out = s;
-    return 0;
+    return OK;
 }
 
 void served_free(struct served *s) {
     if (!s) return;
+    if (s->kern) s->kern->use(s->kern);
     decode_drop(s, NULL);
     vae_free(s->vae);
     runner_free(s->runner);

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: MIT
 /*
- * The thread that runs the device: networks, schedulers, the images in the making.
+ * The thread that runs a device: networks, schedulers, the images in the making.
  *
  * One turn is one batch of one model: take what came in, drop what was cancelled or is too late, admit, evaluate, plan, hand out
  * finished images. Models with work take turns, a batch each. Between turns anything may change (rows join and leave between
  * evaluations), inside a turn nothing does; so a cancel takes effect within one evaluation, and no lock is held while the device
  * works.
  *
- * Every accepted job ends in job_end and nowhere else, which takes it out of the scheduler, out of the list of alive jobs, counts
- * it, sends its one last event and frees it. What can go wrong goes wrong for somebody in particular:
+ * Every accepted job ends in job_close and nowhere else, which takes it out of the list of alive jobs, counts it, sends its one last
+ * event and frees it; before that job_leave takes it out of the scheduler. What can go wrong goes wrong for somebody in particular:
  *   - one image (dopri5 gave up, the sample is not finite, no memory for its pixels): its job fails, batch mates go on;
  *   - the step as a whole, but not the device: the jobs in that batch fail;
- *   - the device (E_DEVICE): it is not trusted again. All jobs fail, later ones are refused, stats and engine_ready say so. A
- *     sticky failure of a GPU cannot be cured from inside; the process manager restarts us.
+ *   - the device (E_DEVICE): it is not trusted again. What its jobs still lack is made by another device, from the start of each image
+ *     (the same seed gives the same picture); a job that has lost two devices fails, and so do all where there is no other. When the last
+ *     one has failed later jobs are refused, stats and engine_ready say so. A sticky failure of a GPU cannot be cured from inside; the
+ *     process manager restarts us.
  *
  * The account (published, pending) is brought up to date before each last event, so that who answers it with a new request finds
  * the room.
@@ -35,26 +37,26 @@
 
 /* ---- account ---- */
 
-static void publish(struct engine *g) {
-    pthread_mutex_lock(&g->lock);
-    for (struct served *s = g->served; s; s = s->next) {
+static void publish(struct device *d) {
+    pthread_mutex_lock(&d->engine->lock);
+    for (struct served *s = d->served; s; s = s->next) {
         sched_stats(s->sched, &s->published);
         s->published.jobs = s->n_jobs; // the scheduler forgets a job when its last sample is finished
         s->published.running_images += s->n_decodes;
         s->published.rows_left += (int64_t)s->n_decodes * s->facts->model.decode_rows;
         s->pending = (struct sched_stats){0};
     }
-    for (struct job *j = g->inbox; j; j = j->next) {
+    for (struct job *j = d->inbox; j; j = j->next) {
         j->on->pending.jobs++;
-        j->on->pending.queued_images += j->n;
-        j->on->pending.rows_left += (int64_t)j->n * j->evaluations_each * j->peak_rows;
+        j->on->pending.queued_images += j->left;
+        j->on->pending.rows_left += (int64_t)j->left * j->evaluations_each * j->peak_rows;
     }
-    g->published = g->counters;
-    pthread_mutex_unlock(&g->lock);
+    d->published = d->counters;
+    pthread_mutex_unlock(&d->engine->lock);
 }
 
-static void count_batch(struct engine *g, int rows, double seconds) {
-    struct engine_stats *c = &g->counters;
+static void count_batch(struct device *d, int rows, double seconds) {
+    struct engine_stats *c = &d->counters;
     double row_ms = 1000 * seconds / rows;
     int bins = (int)(sizeof c->batch_rows / sizeof *c->batch_rows);
     c->batches++;
@@ -66,28 +68,32 @@ static void count_batch(struct engine *g, int rows, double seconds) {
 
 /* ---- end of a job ---- */
 
-static void job_unlink(struct engine *g, struct job *j) {
+// Out of this device's hands
+static void job_leave(struct device *d, struct job *j) {
+    struct served *s = j->on;
+    int freed = sched_cancel(s->sched, j->id, s->freed); // -1 when its last image has just left
+    for (int i = 0; i < freed; i++) s->runs[s->freed[i]].job = NULL;
+    decode_drop(s, j);
     if (j->prev) j->prev->next = j->next;
-    else j->on->jobs = j->next;
-    j->on->n_jobs--;
+    else s->jobs = j->next;
+    s->n_jobs--;
     if (j->next) j->next->prev = j->prev;
+    d->jobs--;
+}
+
+static void job_forget(struct engine *g, struct job *j) {
     pthread_mutex_lock(&g->lock);
     if (j->alive_prev) j->alive_prev->alive_next = j->alive_next;
     else g->alive = j->alive_next;
     if (j->alive_next) j->alive_next->alive_prev = j->alive_prev;
     pthread_mutex_unlock(&g->lock);
-    g->jobs--;
 }
 
-// The one way out. err is copied into EV_FAILED.
-static void job_end(struct engine *g, struct job *j, enum engine_event_kind kind, const struct err *err) {
-    struct served *s = j->on;
-    int freed = sched_cancel(s->sched, j->id, s->freed); // -1 when its last image has just left
-    for (int i = 0; i < freed; i++) s->runs[s->freed[i]].job = NULL;
-    decode_drop(s, j);
+// Its last event. err is copied into EV_FAILED.
+static void job_close(struct device *d, struct job *j, enum engine_event_kind kind, const struct err *err) {
     uint64_t lost = (uint64_t)(j->n - j->done);
-    if (kind == EV_FAILED) g->counters.images_failed += lost;
-    if (kind == EV_CANCELLED) g->counters.images_cancelled += lost;
+    if (kind == EV_FAILED) d->counters.images_failed += lost;
+    if (kind == EV_CANCELLED) d->counters.images_cancelled += lost;
     struct engine_event ev = {.kind = kind, .job = j->id};
     if (kind == EV_FAILED) ev.err = *err;
     if (kind == EV_DONE) {
@@ -96,24 +102,50 @@ static void job_end(struct engine *g, struct job *j, enum engine_event_kind kind
         ev.decode_ms = j->decode_ms;
         ev.denoise_ms = (double)(j->last_us - j->first_us) / 1000 - j->decode_ms;
     }
-    job_unlink(g, j);
-    publish(g);
-    engine_emit(g, &ev);
-    mem_free(j->classes);
-    mem_free(j);
+    job_forget(d->engine, j);
+    publish(d);
+    engine_emit(d->engine, &ev);
+    job_free(j);
 }
 
-static void end_all(struct engine *g, enum engine_event_kind kind, const struct err *err) {
-    for (struct served *s = g->served; s; s = s->next)
-        while (s->jobs) job_end(g, s->jobs, kind, err);
+static void job_end(struct device *d, struct job *j, enum engine_event_kind kind, const struct err *err) {
+    job_leave(d, j);
+    job_close(d, j, kind, err);
 }
 
-static void device_failed(struct engine *g, const struct err *err) {
-    g->dead = true;
-    g->counters.device_ok = false;
-    log_error("device failed", log_str("error", err->text));
-    end_all(g, EV_FAILED, err);
-    publish(g);
+static void end_all(struct device *d, enum engine_event_kind kind, const struct err *err) {
+    for (struct served *s = d->served; s; s = s->next)
+        while (s->jobs) job_end(d, s->jobs, kind, err);
+}
+
+// What it lacks is made elsewhere, or it fails.
+static void job_move(struct device *d, struct job *j, const struct err *err) {
+    struct engine *g = d->engine;
+    job_leave(d, j);
+    j->left = 0;
+    for (int i = 0; i < j->n; i++)
+        if (!j->handed[i]) j->todo[j->left++] = i;
+    pthread_mutex_lock(&g->lock);
+    struct served *to = j->moved ? NULL : engine_place(g, j->on->facts);
+    if (to) {
+        j->moved = true;
+        j->on = to;
+        engine_enqueue(to, j);
+        to->device->cancels = true; // it may have been cancelled on the way
+    }
+    pthread_mutex_unlock(&g->lock);
+    if (to) d->counters.jobs_moved++;
+    else job_close(d, j, EV_FAILED, err);
+}
+
+static void device_failed(struct device *d, const struct err *err) {
+    d->dead = true;
+    d->counters.device_ok = false;
+    publish(d); // first: no job comes here any more
+    log_error("device failed", log_str("device", d->name), log_str("error", err->text), log_int("jobs", d->jobs));
+    for (struct served *s = d->served; s; s = s->next)
+        while (s->jobs) job_move(d, s->jobs, err);
+    publish(d);
 }
 
 /* ---- images ---- */
@@ -125,17 +157,18 @@ static struct job *job_find(const struct served *s, uint64_t id) {
 }
 
 // A slot that cannot start is left marked done with the reason; finish_images takes it from there. Negative: the device failed.
-static int start_image(struct engine *g, struct served *s, int slot, struct err *err) {
+static int start_image(struct device *d, struct served *s, int slot, struct err *err) {
     const struct sched_slot *at = sched_slot(s->sched, slot);
     const struct engine_model *m = &s->facts->model;
     struct run *run = &s->runs[slot];
     struct job *j = job_find(s, at->job);
-    int32_t label = j->classes[at->image];
+    int image = j->todo[at->image];
+    int32_t label = j->classes[image];
     run->job = j;
     run->slot = (struct runner_slot){.slot = slot,
                                      .label = label < 0 ? m->desc.arch.num_classes : label,
                                      .seed = j->seed,
-                                     .image = j->seed_index + (uint32_t)at->image,
+                                     .image = j->seed_index + (uint32_t)image,
                                      .null_of = -1};
     if (j->rng == RNG_TORCH_CPU) {
         run->slot.stream = &run->stream;
@@ -143,7 +176,7 @@ static int start_image(struct engine *g, struct served *s, int slot, struct err 
     }
     if (!j->first_us) {
         j->first_us = engine_now_us();
-        engine_emit(g, &(struct engine_event){.kind = EV_STARTED, .job = j->id});
+        engine_emit(d->engine, &(struct engine_event){.kind = EV_STARTED, .job = j->id});
     }
     struct err why = {0};
     int rc = runner_start(s->runner, &run->slot, &j->spec, &m->sampler, &why);
@@ -166,75 +199,76 @@ static int make_image(const struct engine_model *m, const float *planes, int ind
     return rc;
 }
 
-static void image_failed(struct engine *g, struct job *j, int image, int rc, struct err *err) {
+static void image_failed(struct device *d, struct job *j, int image, int rc, struct err *err) {
     if (rc == E_DEVICE) {
-        device_failed(g, err);
+        device_failed(d, err);
         return;
     }
     err_set(err, rc, "the image failed");
     err_prefix(err, "model '%s', image %d", j->on->facts->model.name, image);
-    job_end(g, j, EV_FAILED, err);
+    job_end(d, j, EV_FAILED, err);
 }
 
 // A picture as planes goes out; with a job's last the job ends.
-static void hand_out(struct engine *g, struct job *j, const float *planes, int image) {
+static void hand_out(struct device *d, struct job *j, const float *planes, int image) {
     struct engine_event ev = {.kind = EV_IMAGE, .job = j->id};
     struct err err = {0};
     int64_t start = engine_now_us();
     int rc = make_image(&j->on->facts->model, planes, image, &ev.image, &err);
     if (rc) {
-        image_failed(g, j, image, rc, &err);
+        image_failed(d, j, image, rc, &err);
         return;
     }
     j->last_us = engine_now_us();
     j->decode_ms += (double)(j->last_us - start) / 1000;
     j->done++;
-    g->counters.images_done++;
-    engine_emit(g, &ev);
-    if (j->done == j->n) job_end(g, j, EV_DONE, NULL);
+    j->handed[image] = true;
+    d->counters.images_done++;
+    engine_emit(d->engine, &ev);
+    if (j->done == j->n) job_end(d, j, EV_DONE, NULL);
 }
 
 // A finished sample leaves its slot: as a picture, or for the VAE's queue.
-static void finish_image(struct engine *g, struct served *s, int slot) {
+static void finish_image(struct device *d, struct served *s, int slot) {
     struct run *run = &s->runs[slot];
     struct job *j = run->job;
     struct err err = run->slot.err;
-    int image = sched_slot(s->sched, slot)->image, rc = err.status;
+    int image = j->todo[sched_slot(s->sched, slot)->image], rc = err.status;
     if (!rc) rc = runner_read(s->runner, slot, s->pixels, &err);
     if (!rc && s->vae) rc = decode_add(s, j, image, s->pixels, &err);
     if (rc) {
-        image_failed(g, j, image, rc, &err);
+        image_failed(d, j, image, rc, &err);
         return;
     }
     run->job = NULL;
     sched_image_done(s->sched, slot);
-    if (!s->vae) hand_out(g, j, s->pixels, image);
+    if (!s->vae) hand_out(d, j, s->pixels, image);
 }
 
-static void finish_images(struct engine *g, struct served *s) {
-    for (int i = 0, n = sched_slots(s->sched); i < n && !g->dead; i++)
-        if (s->runs[i].job && s->runs[i].slot.done) finish_image(g, s, i);
+static void finish_images(struct device *d, struct served *s) {
+    for (int i = 0, n = sched_slots(s->sched); i < n && !d->dead; i++)
+        if (s->runs[i].job && s->runs[i].slot.done) finish_image(d, s, i);
 }
 
-static void decode_images(struct engine *g, struct served *s, int64_t until_us) {
-    while (s->decodes && !g->dead) {
+static void decode_images(struct device *d, struct served *s, int64_t until_us) {
+    while (s->decodes && !d->dead) {
         struct err err = {0};
         int64_t start = engine_now_us();
         int rc = decode_work(s, until_us, &err);
-        g->counters.busy_seconds += (double)(engine_now_us() - start) / 1e6;
+        d->counters.busy_seconds += (double)(engine_now_us() - start) / 1e6;
         if (rc == 0) return;
         struct job *j = s->decodes->job;
         int image = s->decodes->index;
-        if (rc < 0) image_failed(g, j, image, rc, &err);
+        if (rc < 0) image_failed(d, j, image, rc, &err);
         else {
             const float *picture = decode_picture(s);
             decode_pop(s);
-            hand_out(g, j, picture, image);
+            hand_out(d, j, picture, image);
         }
     }
 }
 
-static void tell_progress(struct engine *g, struct served *s) {
+static void tell_progress(struct device *d, struct served *s) {
     int n = sched_running(s->sched, s->slots);
     for (struct job *j = s->jobs; j; j = j->next) j->running_progress = 0;
     for (int i = 0; i < n; i++) {
@@ -245,7 +279,7 @@ static void tell_progress(struct engine *g, struct served *s) {
         double p = (j->done + (1 - j->decode_share) * j->decoding + j->running_progress) / j->n;
         if (!j->progress || p < j->told_progress + 0.01) continue;
         j->told_progress = p;
-        engine_emit(g, &(struct engine_event){.kind = EV_PROGRESS, .job = j->id, .progress = p});
+        engine_emit(d->engine, &(struct engine_event){.kind = EV_PROGRESS, .job = j->id, .progress = p});
     }
 }
 
@@ -258,57 +292,58 @@ static int gather_batch(struct served *s) {
     return kept;
 }
 
-static int evaluate(struct engine *g, struct served *s, int n, struct err *err) {
+static int evaluate(struct device *d, struct served *s, int n, struct err *err) {
     int rows = 0, rc = 0;
     int64_t start = engine_now_us();
     if (fault_hit(FAULT_KERNEL)) rc = err_set(err, E_DEVICE, "a device failure was asked for by a test");
     if (!rc) rc = runner_step(s->runner, s->batch, n, &rows, err);
     if (!rc) rc = runner_plan(s->runner, s->batch, n, err);
     if (rc) return rc;
-    count_batch(g, rows, (double)(engine_now_us() - start) / 1e6);
+    count_batch(d, rows, (double)(engine_now_us() - start) / 1e6);
     for (int i = 0; i < n; i++) {
         struct run *run = &s->runs[s->batch[i]->slot];
         run->job->evaluations++;
-        g->counters.steps[run->job->spec.type]++;
+        d->counters.steps[run->job->spec.type]++;
         sched_progress(s->sched, run->slot.slot, run->slot.done ? 0 : sampler_left(&run->slot.sampler));
     }
     return 0;
 }
 
-static void batch_failed(struct engine *g, struct served *s, int n, const struct err *err) {
+static void batch_failed(struct device *d, struct served *s, int n, const struct err *err) {
     for (int i = 0; i < n; i++) {
         struct job *j = s->runs[s->batch[i]->slot].job;
-        if (j) job_end(g, j, EV_FAILED, err); // NULL: a mate of the same job was before it
+        if (j) job_end(d, j, EV_FAILED, err); // NULL: a mate of the same job was before it
     }
 }
 
-static void turn(struct engine *g, struct served *s) {
+static void turn(struct device *d, struct served *s) {
     struct err err = {0};
     int rc = 0;
     int64_t start = engine_now_us();
-    g->last = s;
+    d->last = s;
+    s->kern->use(s->kern); // the loader has until now; a failure shows at the first op
     int n = sched_admit(s->sched, s->slots);
-    if (n) publish(g); // before EV_STARTED, and not only after a step that may be long
-    for (int i = 0; i < n && !rc; i++) rc = start_image(g, s, s->slots[i], &err);
+    if (n) publish(d); // before EV_STARTED, and not only after a step that may be long
+    for (int i = 0; i < n && !rc; i++) rc = start_image(d, s, s->slots[i], &err);
     bool behind = s->n_decodes >= sched_slots(s->sched);
     n = rc || behind ? 0 : gather_batch(s);
-    if (n) rc = evaluate(g, s, n, &err);
-    if (rc == E_DEVICE) device_failed(g, &err);
+    if (n) rc = evaluate(d, s, n, &err);
+    if (rc == E_DEVICE) device_failed(d, &err);
     else if (rc) {
         err_set(&err, rc, "the step failed");
-        batch_failed(g, s, n, &err);
+        batch_failed(d, s, n, &err);
     }
-    finish_images(g, s);
+    finish_images(d, s);
     int64_t now = engine_now_us(), spent = now - start;
-    decode_images(g, s, now + (n && spent > DECODE_LEAST_US ? spent : DECODE_LEAST_US));
-    tell_progress(g, s);
+    decode_images(d, s, now + (n && spent > DECODE_LEAST_US ? spent : DECODE_LEAST_US));
+    tell_progress(d, s);
 }
 
-static struct served *next_with_work(const struct engine *g) { // round robin, beginning after the last
-    struct served *first = g->last && g->last->next ? g->last->next : g->served, *s = first;
+static struct served *next_with_work(const struct device *d) { // round robin, beginning after the last
+    struct served *first = d->last && d->last->next ? d->last->next : d->served, *s = first;
     while (s) {
         if (s->jobs) return s;
-        s = s->next ? s->next : g->served;
+        s = s->next ? s->next : d->served;
         if (s == first) break;
     }
     return NULL;
@@ -316,7 +351,7 @@ static struct served *next_with_work(const struct engine *g) { // round robin, b
 
 /* ---- what came in ---- */
 
-static void accept_job(struct engine *g, struct job *j) {
+static void accept_job(struct device *d, struct job *j) {
     struct served *s = j->on;
     struct err err = {0};
     j->prev = NULL;
@@ -324,76 +359,76 @@ static void accept_job(struct engine *g, struct job *j) {
     if (s->jobs) s->jobs->prev = j;
     s->jobs = j;
     s->n_jobs++;
-    g->jobs++;
+    d->jobs++;
     struct sched_job job = {.id = j->id,
-                            .images = j->n,
+                            .images = j->left,
                             .peak_rows = j->peak_rows,
                             .evaluations = j->evaluations_each,
                             .priority = j->priority,
                             .deadline_ms = j->deadline_ms};
-    if (g->dead) err_set(&err, E_DEVICE, "the device has failed");
-    else if (sched_submit(s->sched, &job, &err)) err_set(&err, E_INTERNAL, "the scheduler refused an accepted job");
-    if (err.status) job_end(g, j, EV_FAILED, &err);
-}
-
-static void drop_cancelled(struct engine *g) {
-    for (struct served *s = g->served; s; s = s->next)
-        for (struct job *j = s->jobs, *next; j; j = next) {
-            next = j->next;
-            if (atomic_load_explicit(&j->cancel, memory_order_relaxed)) job_end(g, j, EV_CANCELLED, NULL);
-        }
-}
-
-static void too_late(struct engine *g, struct job *j) {
-    struct err err = {0};
-    err_param(&err, E_TIMEOUT, "timeout_ms", "the deadline of %lld ms passed; %d of %d images were done",
-              (long long)(j->deadline_ms - j->submit_us / 1000), j->done, j->n);
-    job_end(g, j, EV_FAILED, &err);
-}
-
-static void drop_late(struct engine *g, struct served *s) {
-    int64_t now_ms = engine_now_us() / 1000;
-    for (uint64_t id; sched_expired(s->sched, now_ms, &id, 1);) too_late(g, job_find(s, id));
-    if (!s->n_decodes) return;
-    for (struct job *j = s->jobs, *next; j; j = next) { // the scheduler has forgotten those that are only decoded
-        next = j->next;
-        if (j->decoding && j->deadline_ms && j->deadline_ms <= now_ms) too_late(g, j);
+    if (d->dead) {
+        err_set(&err, E_DEVICE, "the device has failed");
+        job_move(d, j, &err);
+    } else if (sched_submit(s->sched, &job, &err)) {
+        err_set(&err, E_INTERNAL, "the scheduler refused an accepted job");
+        job_end(d, j, EV_FAILED, &err);
     }
 }
 
-// Puts a new version in the place of the one that served its name until now, if any; jobs that run keep theirs.
-static void install(struct engine *g, struct load *load) {
+static void drop_cancelled(struct device *d) {
+    for (struct served *s = d->served; s; s = s->next)
+        for (struct job *j = s->jobs, *next; j; j = next) {
+            next = j->next;
+            if (atomic_load_explicit(&j->cancel, memory_order_relaxed)) job_end(d, j, EV_CANCELLED, NULL);
+        }
+}
+
+static void too_late(struct device *d, struct job *j) {
+    struct err err = {0};
+    err_param(&err, E_TIMEOUT, "timeout_ms", "the deadline of %lld ms passed; %d of %d images were done",
+              (long long)(j->deadline_ms - j->submit_us / 1000), j->done, j->n);
+    job_end(d, j, EV_FAILED, &err);
+}
+
+static void drop_late(struct device *d, struct served *s) {
+    int64_t now_ms = engine_now_us() / 1000;
+    for (uint64_t id; sched_expired(s->sched, now_ms, &id, 1);) too_late(d, job_find(s, id));
+    if (!s->n_decodes) return;
+    for (struct job *j = s->jobs, *next; j; j = next) { // the scheduler has forgotten those that are only decoded
+        next = j->next;
+        if (j->decoding && j->deadline_ms && j->deadline_ms <= now_ms) too_late(d, j);
+    }
+}
+
+static void install(struct device *d, struct load *load) {
     struct served *s = load->served;
-    load->status = g->dead ? E_DEVICE : OK;
-    if (g->dead) return;
-    if (g->counters.row_ms <= 0) g->counters.row_ms = s->row_ms;
-    g->counters.device_bytes += s->facts->model.device_bytes;
-    pthread_mutex_lock(&g->lock);
-    if (load->entry->current) load->entry->current->retired = true;
-    load->entry->current = s;
-    load->entry->state = ENTRY_READY;
-    struct served **end = &g->served;
+    load->status = d->dead ? E_DEVICE : OK;
+    if (d->dead) return;
+    if (d->counters.row_ms <= 0) d->counters.row_ms = s->row_ms;
+    d->counters.device_bytes += s->bytes;
+    pthread_mutex_lock(&d->engine->lock);
+    struct served **end = &d->served;
     while (*end) end = &(*end)->next;
     *end = s;
-    pthread_mutex_unlock(&g->lock);
-    publish(g);
+    pthread_mutex_unlock(&d->engine->lock);
+    publish(d);
 }
 
 // Versions that nobody can ask for any more and that have no job left go to the loader.
-static void drop_retired(struct engine *g) {
-    for (struct served **at = &g->served, *s; (s = *at);) {
-        pthread_mutex_lock(&g->lock);
+static void drop_retired(struct device *d) {
+    for (struct served **at = &d->served, *s; (s = *at);) {
+        pthread_mutex_lock(&d->engine->lock);
         bool unused = s->retired && !s->jobs && !s->pending.jobs;
         if (unused) {
-            if (g->last == s) g->last = NULL;
-            g->counters.device_bytes -= s->facts->model.device_bytes;
-            g->published.device_bytes = g->counters.device_bytes;
+            if (d->last == s) d->last = NULL;
+            d->counters.device_bytes -= s->bytes;
+            d->published.device_bytes = d->counters.device_bytes;
             *at = s->next;
-            s->next = g->dropped;
-            g->dropped = s;
-            pthread_cond_signal(&g->built);
+            s->next = d->engine->dropped;
+            d->engine->dropped = s;
+            pthread_cond_signal(&d->engine->built);
         } else at = &s->next;
-        pthread_mutex_unlock(&g->lock);
+        pthread_mutex_unlock(&d->engine->lock);
     }
 }
 
@@ -407,50 +442,52 @@ struct look { // what one look into the basket found
 };
 
 // Sleeps while there is nothing to do.
-static void look(struct engine *g, struct look *found) {
+static void look(struct device *d, struct look *found) {
+    struct engine *g = d->engine;
     pthread_mutex_lock(&g->lock);
-    while (!g->jobs && !g->inbox && !g->load && !g->retires && g->stop != STOP_CLOSE) pthread_cond_wait(&g->bell, &g->lock);
-    *found = (struct look){.jobs = g->inbox, .load = g->load, .cancels = g->cancels, .stop = g->stop};
-    g->inbox = NULL;
-    g->inbox_end = &g->inbox;
-    g->cancels = g->retires = false;
+    while (!d->jobs && !d->inbox && !d->load && !d->retires && g->stop != STOP_CLOSE) pthread_cond_wait(&d->bell, &g->lock);
+    *found = (struct look){.jobs = d->inbox, .load = d->load, .cancels = d->cancels, .stop = g->stop};
+    d->inbox = NULL;
+    d->inbox_end = &d->inbox;
+    d->cancels = d->retires = false;
     pthread_mutex_unlock(&g->lock);
 }
 
-static void give_back(struct engine *g) { // the loader may go on
-    pthread_mutex_lock(&g->lock);
-    g->load = NULL;
-    pthread_cond_signal(&g->built);
-    pthread_mutex_unlock(&g->lock);
+static void give_back(struct device *d) { // the loader may go on
+    pthread_mutex_lock(&d->engine->lock);
+    d->load = NULL;
+    pthread_cond_signal(&d->engine->built);
+    pthread_mutex_unlock(&d->engine->lock);
 }
 
-static void take_in(struct engine *g, const struct look *found) {
+static void take_in(struct device *d, const struct look *found) {
     for (struct job *j = found->jobs, *next; j; j = next) {
         next = j->next;
-        accept_job(g, j);
+        accept_job(d, j);
     }
-    if (found->jobs) publish(g);
-    if (found->stop >= STOP_CANCEL) end_all(g, EV_CANCELLED, NULL);
-    if (found->cancels) drop_cancelled(g);
+    if (found->jobs) publish(d);
+    if (found->stop >= STOP_CANCEL) end_all(d, EV_CANCELLED, NULL);
+    if (found->cancels) drop_cancelled(d);
     if (!found->load) return;
-    if (found->stop < STOP_CANCEL) install(g, found->load);
-    give_back(g);
+    if (found->stop < STOP_CANCEL) install(d, found->load);
+    give_back(d);
 }
 
 void *worker_main(void *arg) {
-    struct engine *g = arg;
+    struct device *d = arg;
     struct look found = {0};
+    int by = d->engine->options.nice;
     // The reference computes on this very thread. Elsewhere the worker gives orders and hands out what is done, two thousandths of the processor time:
     // niced among compute threads it would keep finished images back for milliseconds.
-    if (!strcmp(g->config.backend, "ref") && g->options.nice && nice(g->options.nice) == -1) log_warn("worker keeps its priority", log_int("nice", g->options.nice));
+    if (!strcmp(d->config.backend, "ref") && by && nice(by) == -1) log_warn("worker keeps its priority", log_int("nice", by));
     while (found.stop != STOP_CLOSE) {
-        look(g, &found);
-        take_in(g, &found);
-        for (struct served *s = g->served; s; s = s->next) drop_late(g, s);
-        struct served *s = next_with_work(g);
-        if (s) turn(g, s);
-        publish(g);
-        drop_retired(g);
+        look(d, &found);
+        take_in(d, &found);
+        for (struct served *s = d->served; s; s = s->next) drop_late(d, s);
+        struct served *s = next_with_work(d);
+        if (s) turn(d, s);
+        publish(d);
+        drop_retired(d);
     }
     return NULL;
 }

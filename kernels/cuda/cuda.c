@@ -11,6 +11,7 @@
 #include "kernels/backend.h"
 
 #include <dlfcn.h>
+#include <stdio.h>
 #include <unistd.h>
 
 // Path of the library beside the executable; false when it does not fit
@@ -31,6 +32,28 @@ static int no_training(struct kern *k, const struct kern_linear_spec *spec, cons
     return kern_fail(k, KERN_EUNSUPPORTED, "the CUDA back end does not train yet");
 }
 
+// The library, or NULL with the reason. The caller drops the count with dlclose; RTLD_NODELETE keeps the code.
+static void *open_library(char *path, size_t path_size, char *why, size_t why_size) {
+    void *library = NULL;
+    if (!library_path(path, path_size)) snprintf(why, why_size, "cannot tell where this program lies");
+    else if (access(path, F_OK) != 0) snprintf(why, why_size, "this build has no CUDA back end (no %s)", path);
+    else if (!(library = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE)))
+        snprintf(why, why_size, "the CUDA back end does not load: %s", dlerror());
+    return library;
+}
+
+int kern_cuda_devices(char *why, size_t why_size) {
+    char path[512];
+    void *library = open_library(path, sizeof path, why, why_size);
+    if (!library) return 0;
+    cuda_devices_fn *devices;
+    *(void **)&devices = dlsym(library, KERN_CUDA_DEVICES);
+    int n = devices ? devices(why, why_size) : 0;
+    if (!devices) snprintf(why, why_size, "%s is not this program's", path);
+    dlclose(library);
+    return n;
+}
+
 int kern_cuda_open(struct kern *k, const struct kern_config *cfg) {
     static const struct cuda_host host = {.kern_size = sizeof(struct kern),
                                           .update_size = sizeof(struct kern_row_update),
@@ -39,14 +62,12 @@ int kern_cuda_open(struct kern *k, const struct kern_config *cfg) {
                                           .check_conv = kern_check_conv,
                                           .check_wide = kern_check_wide};
     char path[512];
-    if (!library_path(path, sizeof path)) return kern_fail(k, KERN_EUNSUPPORTED, "cannot tell where this program lies");
-    if (access(path, F_OK) != 0) return kern_fail(k, KERN_EUNSUPPORTED, "this build has no CUDA back end (no %s)", path);
-    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
-    if (!library) return kern_fail(k, KERN_EUNSUPPORTED, "the CUDA back end does not load: %s", dlerror());
+    void *library = open_library(path, sizeof path, k->why, sizeof k->why);
+    if (!library) return KERN_EUNSUPPORTED;
     cuda_open_fn *open;
     *(void **)&open = dlsym(library, KERN_CUDA_ENTRY);
     k->linear_wrap = no_training; // unless the library has its own; nothing learns without it
     int rc = open ? open(k, cfg, &host) : kern_fail(k, KERN_EUNSUPPORTED, "%s is not this program's", path);
-    if (rc < 0) dlclose(library); // drops the count; RTLD_NODELETE keeps the code
+    if (rc < 0) dlclose(library);
     return rc;
 }

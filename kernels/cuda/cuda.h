@@ -10,6 +10,7 @@ extern "C" {
 
 #define KERN_CUDA_LIBRARY "libsitd_cuda.so"
 #define KERN_CUDA_ENTRY "sitd_cuda_open"
+#define KERN_CUDA_DEVICES "sitd_cuda_devices"
 
 struct cuda_host { // the executable's side; both sizes must be the library's own, or it belongs to another build
     size_t kern_size, update_size;
@@ -19,6 +20,7 @@ struct cuda_host { // the executable's side; both sizes must be the library's ow
     int (*check_wide)(struct kern *, int T, int C, int pictures);
 };
 typedef int cuda_open_fn(struct kern *, const struct kern_config *, const struct cuda_host *);
+typedef int cuda_devices_fn(char *why, size_t why_size); // as kern_devices
 
 #ifdef __cplusplus
 }

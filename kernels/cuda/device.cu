@@ -47,6 +47,15 @@ int cuda_not_recorded(struct kern *k, const char *op) {
 
 /* ---- memory ---- */
 
+static int cuda_use(struct kern *k) { return cuda_check(k, cudaSetDevice(cuda_of(k)->device), "the GPU"); }
+
+static size_t cuda_memory(struct kern *k, size_t *total) {
+    size_t left = 0;
+    *total = 0;
+    if (cuda_check(k, cudaMemGetInfo(&left, total), "the GPU's memory") < 0) return *total = 0;
+    return left;
+}
+
 static int cuda_alloc(struct kern *k, size_t bytes, void **out) {
     char what[64];
     size_t size = KERN_ROUND_UP(bytes ? bytes : 1, (size_t)256);
@@ -181,16 +190,21 @@ static void cuda_close(struct kern *k) {
     k->impl = NULL;
 }
 
-static int find_device(struct kern *k, int device, struct cudaDeviceProp *p) {
+extern "C" __attribute__((visibility("default"))) int sitd_cuda_devices(char *why, size_t why_size) {
     int n = 0;
     cudaError_t e = cudaGetDeviceCount(&n);
-    if (e == cudaErrorInsufficientDriver || e == cudaErrorNoDevice || (e == cudaSuccess && n == 0))
-        return cuda_fail(k, KERN_EDEVICE, "no usable NVIDIA GPU: %s", e == cudaSuccess ? "none found" : cudaGetErrorString(e));
-    int rc = cuda_check(k, e, "looking for GPUs");
-    if (rc < 0) return rc;
+    if (e == cudaSuccess && n > 0) return n;
+    (void)cudaGetLastError();
+    snprintf(why, why_size, "no usable NVIDIA GPU: %s", e == cudaSuccess ? "none found" : cudaGetErrorString(e));
+    return 0;
+}
+
+static int find_device(struct kern *k, int device, struct cudaDeviceProp *p) {
+    int n = sitd_cuda_devices(k->why, sizeof k->why);
+    if (n == 0) return KERN_EDEVICE;
     if (device < 0 || device >= n)
         return cuda_fail(k, KERN_EDEVICE, "no GPU %d: this machine has %d (numbered from 0)", device, n);
-    rc = cuda_check(k, cudaGetDeviceProperties(p, device), "reading the GPU's properties");
+    int rc = cuda_check(k, cudaGetDeviceProperties(p, device), "reading the GPU's properties");
     if (rc < 0) return rc;
     if (p->major < 8)
         return cuda_fail(k, KERN_EUNSUPPORTED, "%s has compute capability %d.%d, 8.0 is needed", p->name, p->major, p->minor);
@@ -209,6 +223,8 @@ static int open_parts(struct kern *k, struct cuda *c) {
 }
 
 static void fill(struct kern *k) {
+    k->use = cuda_use;
+    k->memory = cuda_memory;
     k->alloc = cuda_alloc;
     k->device_memory = cuda_device_memory;
     k->free = cuda_free;

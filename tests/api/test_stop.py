@@ -241,6 +241,9 @@ def test_exit_codes(models, tmp_path):
         r = serve("--models", models, "--check-config", *choice)
         assert r.returncode == 2 and choice[0].split("=")[0] in r.stderr, choice
     assert serve("--models", models, "--config", tmp_path / "none").returncode == 66
+    for bad in ("0,", "0;1", "-1", "some", "0,0"):
+        r = serve("--models", models, "--listen", "127.0.0.1:0", "--backend", BACKEND, "--devices", bad)
+        assert r.returncode == 78 and "device" in r.stderr, bad
     for name in ("a@b", "a\nb", "caf\u00e9", "x" * 64):
         shutil.copytree(models / "tiny", tmp_path / "names" / name)
         r = serve("--models", tmp_path / "names", "--listen", "127.0.0.1:0", "--backend", BACKEND)
