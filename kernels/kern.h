@@ -178,7 +178,6 @@ struct kern {
     int (*use)(struct kern *);
 
     /* memory */
-    size_t (*memory)(struct kern *, size_t *total); // bytes that are free on the device now, of *total; both 0: not known
     int (*alloc)(struct kern *, size_t bytes, void **out); // zeroed, 64-byte aligned
     size_t (*device_memory)(struct kern *); // free bytes now; NULL: buffers are host memory (kern_host_memory)
     void (*free)(struct kern *, void *);

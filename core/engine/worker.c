@@ -125,6 +125,7 @@ static void job_move(struct device *d, struct job *j, const struct err *err) {
     j->left = 0;
     for (int i = 0; i < j->n; i++)
         if (!j->handed[i]) j->todo[j->left++] = i;
+    publish(d); // it must not count twice
     pthread_mutex_lock(&g->lock);
     struct served *to = j->moved ? NULL : engine_place(g, j->on->facts);
     if (to) {

@@ -49,13 +49,6 @@ int cuda_not_recorded(struct kern *k, const char *op) {
 
 static int cuda_use(struct kern *k) { return cuda_check(k, cudaSetDevice(cuda_of(k)->device), "the GPU"); }
 
-static size_t cuda_memory(struct kern *k, size_t *total) {
-    size_t left = 0;
-    *total = 0;
-    if (cuda_check(k, cudaMemGetInfo(&left, total), "the GPU's memory") < 0) return *total = 0;
-    return left;
-}
-
 static int cuda_alloc(struct kern *k, size_t bytes, void **out) {
     char what[64];
     size_t size = KERN_ROUND_UP(bytes ? bytes : 1, (size_t)256);
@@ -224,7 +217,6 @@ static int open_parts(struct kern *k, struct cuda *c) {
 
 static void fill(struct kern *k) {
     k->use = cuda_use;
-    k->memory = cuda_memory;
     k->alloc = cuda_alloc;
     k->device_memory = cuda_device_memory;
     k->free = cuda_free;

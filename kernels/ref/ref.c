@@ -14,11 +14,6 @@ static int ref_use(struct kern *k) {
     return KERN_OK;
 }
 
-static size_t ref_memory(struct kern *k, size_t *total) {
-    (void)k;
-    return *total = 0;
-}
-
 static int ref_alloc(struct kern *k, size_t bytes, void **out) {
     size_t size = kern_alloc_size(bytes);
     *out = size ? aligned_alloc(64, size) : NULL;
@@ -59,7 +54,6 @@ static int ref_rows_scratch(struct kern *k, int n) {
 
 void kern_ref_fill(struct kern *k) {
     k->use = ref_use;
-    k->memory = ref_memory;
     k->alloc = ref_alloc;
     k->free = ref_free;
     k->upload = ref_upload;
