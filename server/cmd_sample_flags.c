@@ -94,7 +94,7 @@ static int option(struct sample_options *o, int c) {
     case O_LABELS: o->labels = optarg; return 0;
     case O_CLASSES: o->classes = optarg; return 0;
     case O_REQUEST: o->request = optarg; return 0;
-    case O_BACKEND: o->backend = strcmp(optarg, "auto") ? optarg : "cpu"; return 0; // auto: as in serve
+    case O_BACKEND: o->backend = optarg; return 0;
     case O_PRECISION: o->precision = optarg; return 0;
     case O_INTERPOLANT: return json_object_set_new(o->body, "interpolant", json_string(optarg));
     case O_SEED: return json_object_set_new(o->body, "seed", json_string(optarg));

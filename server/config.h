@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "core/engine/engine.h"
 #include "server/options.h"
 
 #define CONFIG_TEXT OPTION_TEXT_SIZE
