@@ -94,6 +94,14 @@ def test_what_is_wrong_is_named(tmp_path, pictures, args, code, text):
     assert done.returncode == code, done.stderr
 
 
+@pytest.mark.full
+def test_a_batch_that_does_not_fit_names_one_that_does(tmp_path, pictures):
+    args = command(pictures, tmp_path / "o", "--backend", "ref", "--width", 64, "--batch", 131072, "--steps", 1, "--warmup", 0)
+    done = subprocess.run(["prlimit", f"--as={1 << 29}", *args], capture_output=True, text=True, timeout=60 * SCALE, env=clean_env())
+    fit = re.search(r"131072 images at a time do not fit .*: --microbatch (\d+) makes the same step", done.stderr)
+    assert done.returncode == 1 and fit and 1024 <= int(fit[1]) < 131072, done.stderr
+
+
 def test_recipes_are_good_and_variables_count(tmp_path, pictures):
     recipes = sorted((ROOT / "deploy" / "recipes").glob("*.conf"))
     assert len(recipes) >= 4
