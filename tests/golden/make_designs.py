@@ -6,15 +6,18 @@ No public code or weights exist for in-context, cross-attention and adaLN, so th
 is held: nothing here was taken from the C code but the names of the tensors. adaLN-Zero is recorded as well; it must agree with
 what the authors' own code gave (the other cases of this folder), which ties this reading to theirs. Needs torch and safetensors:
 
-    python3 tests/golden/make_designs.py
+    python3 tests/golden/make_designs.py          networks and their outputs
+    python3 tests/golden/make_designs.py train    of the networks that are there: losses and gradients; ten steps of AdamW from one of them
 """
 import json
 import math
 import os
+import sys
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "designs")
 CASES = {  # design: in_channels, input, patch, width, depth, heads, classes, learn_sigma
@@ -23,6 +26,10 @@ CASES = {  # design: in_channels, input, patch, width, depth, heads, classes, le
     "cross-attention": (4, 8, 2, 24, 2, 3, 10, True),
     "in-context": (3, 12, 4, 32, 2, 2, 5, False),
 }
+
+
+def attend(q, k, v):
+    return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1) @ v
 
 
 class Embedders(torch.nn.Module):
@@ -34,7 +41,7 @@ class Embedders(torch.nn.Module):
     def forward(self, t, y):
         frequencies = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32) / 128)
         angles = t[:, None].float() * frequencies
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], 1)), self.table(y)
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], 1).to(self.table.weight.dtype)), self.table(y)
 
 
 class SelfAttention(torch.nn.Module):
@@ -45,7 +52,7 @@ class SelfAttention(torch.nn.Module):
     def forward(self, x):
         n, t, c = x.shape
         q, k, v = self.qkv(x).view(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, c))
+        return self.proj(attend(q, k, v).transpose(1, 2).reshape(n, t, c))
 
 
 class CrossAttention(torch.nn.Module):
@@ -60,7 +67,7 @@ class CrossAttention(torch.nn.Module):
         def split(u):
             return u.view(u.shape[0], u.shape[1], self.heads, -1).transpose(1, 2)
 
-        o = F.scaled_dot_product_attention(split(self.q(x)), split(self.k(context)), split(self.v(context)))
+        o = attend(split(self.q(x)), split(self.k(context)), split(self.v(context)))
         return self.proj(o.transpose(1, 2).reshape(x.shape))
 
 
@@ -124,7 +131,7 @@ class Network(torch.nn.Module):
     def forward(self, x, t, y):
         n, g, p = x.shape[0], self.side // self.patch, self.patch
         x = self.embed(x).flatten(2).transpose(1, 2)
-        x = x + self.positions(x.shape[2])
+        x = x + self.positions(x.shape[2]).to(x.dtype)
         time, label = self.condition(t, y)
         context = torch.stack([time, label], 1)
         if self.design == "in-context":
@@ -181,7 +188,97 @@ def record(design, channels, side, patch, width, depth, heads, classes, learn_si
     save_file({"x": x, "t": t, "y": y, "out": out}, f"{HERE}/{design}.forward.safetensors", {"kind": "forward", "family": "dit", "config": config})
 
 
+def named(net, of):
+    """What `of` gives for each parameter, under sitd's names: a view of tensors() on a copy whose parameters are those."""
+    shadow = Network(*net.sizes)
+    with torch.no_grad():
+        for to, p in zip(shadow.parameters(), net.parameters()):
+            to.copy_(of(p))
+    return {k: v for k, v in tensors(shadow).items() if k != "pos_embed"}
+
+
+def recorded(design):
+    """The network of designs/, and its config."""
+    path = f"{HERE}/{design}.safetensors"
+    net = Network(design, *CASES[design])
+    net.sizes = (design, *CASES[design])
+    weights, of = load_file(path), tensors(net)
+    with torch.no_grad():
+        for k, v in of.items():
+            if k.endswith("cross_attn.kv.weight") or k.endswith("cross_attn.kv.bias"):
+                block, kind = net.blocks[int(k.split(".")[1])].cross_attn, k.rsplit(".", 1)[1]
+                for part, half in zip((block.k, block.v), weights[k].chunk(2)):
+                    getattr(part, kind).copy_(half)
+            elif k != "pos_embed":
+                v.copy_(weights[k])  # tensors() lends the parameters' memory
+    assert all(torch.equal(v, weights[k]) for k, v in tensors(net).items() if k != "pos_embed")
+    with safe_open(path, "pt") as f:
+        return net, f.metadata()["config"]
+
+
+def some(named_tensors):
+    """Of the large ones block 0's only: the folder is to stay small, and what reaches block 0 has come through the others."""
+    return {k: v for k, v in named_tensors.items() if v.numel() <= 1024 or k.startswith("blocks.0.")}
+
+
+def losses(net, x1, x0, t, y):
+    """SiT's velocity loss on the linear path, each image's; t = 1 is data."""
+    at = t[:, None, None, None].to(x1.dtype)
+    out = net(at * x1 + (1 - at) * x0, t, y)[:, : x1.shape[1]]
+    return ((out - (x1 - x0)) ** 2).mean((1, 2, 3))
+
+
+def record_train(design):
+    net, config = recorded(design)
+    channels, side, classes = CASES[design][0], CASES[design][1], CASES[design][6]
+    torch.manual_seed(50 + list(CASES).index(design))
+    n = 4
+    x1, x0 = torch.randn(n, channels, side, side), torch.randn(n, channels, side, side)
+    t, y, drop = torch.tensor([0.1, 0.4, 0.75, 0.95]), torch.tensor([0, 1, classes - 1, 2]), torch.tensor([0, 0, 1, 0], dtype=torch.int32)
+    net.double()
+    loss = losses(net, x1.double(), x0.double(), t, torch.where(drop > 0, classes, y))
+    loss.mean().backward()
+    case = {f"grad.{k}": v.float() for k, v in some(named(net, lambda p: p.grad)).items()}
+    case.update(x1=x1, x0=x0, t=t, y=y, drop=drop, loss=loss.detach().float())
+    meta = {"kind": "train", "family": "sit", "path": "Linear", "prediction": "velocity", "loss_weight": "None", "config": config}
+    save_file(case, f"{HERE}/{design}.train.safetensors", meta)
+
+
+STEPS, LR, DECAY, EMA = 10, 1e-3, 0.01, 0.99
+
+
+def record_steps(design):
+    """Ten optimiser steps as the authors' train.py makes them, in float32, with weight decay so that it shows."""
+    net, config = recorded(design)
+    channels, side, classes = CASES[design][0], CASES[design][1], CASES[design][6]
+    torch.manual_seed(60)
+    n = 2
+    x1, x0 = torch.randn(STEPS, n, channels, side, side), torch.randn(STEPS, n, channels, side, side)
+    t, y = torch.rand(STEPS, n), torch.randint(classes + 1, (STEPS, n))
+    ema = [p.detach().clone() for p in net.parameters()]
+    optimizer = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=DECAY)
+    for i in range(STEPS):
+        optimizer.zero_grad()
+        losses(net, x1[i], x0[i], t[i], y[i]).mean().backward()
+        optimizer.step()
+        for e, p in zip(ema, net.parameters()):
+            e.mul_(EMA).add_(p.detach(), alpha=1 - EMA)
+    of = dict(zip(net.parameters(), ema))
+    case = {"x1": x1, "x0": x0, "t": t, "y": y}
+    for kind, what in (("weights", lambda p: p), ("ema", lambda p: of[p]), ("m", lambda p: optimizer.state[p]["exp_avg"]),
+                       ("v", lambda p: optimizer.state[p]["exp_avg_sq"])):
+        found = named(net, what)
+        case.update({f"{kind}.{k}": v for k, v in (found if kind in ("weights", "ema") else some(found)).items()})
+    meta = {"kind": "steps", "config": config, "lr": str(LR), "weight_decay": str(DECAY), "ema": str(EMA)}
+    save_file(case, f"{HERE}/{design}.steps.safetensors", meta)
+
+
 if __name__ == "__main__":
     os.makedirs(HERE, exist_ok=True)
-    for design, sizes in CASES.items():
-        record(design, *sizes)
+    for name, sizes in CASES.items():
+        if sys.argv[1:] == ["train"]:
+            record_train(name)
+        else:
+            record(name, *sizes)
+    if sys.argv[1:] == ["train"]:
+        record_steps("cross-attention")

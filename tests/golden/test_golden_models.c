@@ -72,8 +72,11 @@ static void learns_as_recorded(const char *model, const char *path) {
 }
 
 TEST(golden_train_sit) {
-    static const char *const cases[] = {"Linear.velocity.None", "GVP.noise.likelihood", "VP.score.velocity",
-                                        "Linear.score.likelihood"};
+    static const char *const cases[] = {
+        "Linear.velocity.None",
+        "GVP.noise.likelihood",
+        "VP.score.velocity",
+    };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char path[96];
         snprintf(path, sizeof path, "tests/golden/train/train.%s.safetensors", cases[i]);
@@ -82,6 +85,16 @@ TEST(golden_train_sit) {
 }
 TEST(golden_train_dit) {
     learns_as_recorded("tests/golden/dit-tiny.safetensors", "tests/golden/train/train.dit.hybrid.safetensors");
+}
+
+// SiT's loss on the linear path, for every design, by the reading that make_designs.py is.
+TEST(golden_train_designs) {
+    for (int i = 0; i < BLOCK_COUNT; i++) {
+        char model[96], path[96];
+        snprintf(model, sizeof model, "tests/golden/designs/%s.safetensors", designs[i]);
+        snprintf(path, sizeof path, "tests/golden/designs/%s.train.safetensors", designs[i]);
+        learns_as_recorded(model, path);
+    }
 }
 
 // The bundled model stores the recorded one's weights in float16.
