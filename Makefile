@@ -119,7 +119,7 @@ $(OUT)/%.cu.o: %.cu
 	$(Q)$(NVCC) $(CUDA_FLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
 $(OUT)/libsitd_cuda.so: $(CUDA_OBJ)
 	@echo "  LINK  $@"
-	$(Q)$(NVCC) -shared -cudart static -o $@ $^ -lcublasLt -Xlinker -rpath,'$$ORIGIN:$(CUDA_HOME)/lib64'
+	$(Q)$(NVCC) -shared -cudart static -o $@ $^ -lcublasLt -Xlinker -rpath,'$$ORIGIN:$$ORIGIN/lib:/usr/local/cuda/lib64:$(CUDA_HOME)/lib64'
 -include $(CUDA_OBJ:.o=.d)
 CUDA_TEST_OBJ := $(patsubst %.c,$(OUT)/%.o,tests/main.c tests/ops/cases.c tests/ops/cases_train.c $(wildcard tests/cuda/*.c))
 $(OUT)/run-cuda: $(CUDA_TEST_OBJ) $(OUT)/libsitd.a
@@ -158,8 +158,9 @@ bench: all $(OUT)/bench-ops $(OUT)/bench-vae ## forward passes beside torch wher
 	@$(PYTHON) tests/bench/forward.py
 	@$(OUT)/bench-ops
 	@$(OUT)/bench-vae
-bundle: all ## build/sitd-VERSION.tar.gz: the binary, its libraries and the bundled models, to unpack anywhere
-	@tools/bundle.sh $(VERSION)
+bundle: ## build/sitd-VERSION.tar.gz: the binary for every processor and GPU, its libraries and the bundled models, to unpack anywhere
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/bundle CUDA_ARCH=all all
+	@tools/bundle.sh $(VERSION) $(BUILD)/bundle/release
 check: ## static checks: layers, clang-tidy (bugprone)
 	@tools/check-layers.sh
 	@tools/check.sh
