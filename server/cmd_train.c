@@ -2,8 +2,9 @@
 /*
  * sitd train: a training run as people see it.
  *
- * OUT/log.jsonl has a line each --log-every steps; a run that is continued first drops the lines behind the step at which it continues, so that
- * the file tells one history. A terminal shows one updating line, anything else a line of text for each of the log's.
+ * OUT/log.jsonl has a line each --log-every steps; a run that is continued first drops the lines behind the step at which it
+ * continues, so that the file tells one history. A terminal shows one updating line, anything else a line of text for each of the
+ * log's.
  */
 #include "core/train/trainer.h"
 
@@ -63,15 +64,20 @@ static int open_log(struct shown *s, int64_t step, struct err *e) {
 
 static void on_stats(void *ctx, const struct train_stats *st) {
     struct shown *s = ctx;
-    fprintf(s->log, "{\"step\":%lld,\"epoch\":%.4f,\"loss\":%.9g,\"mse\":%.9g,\"vb\":%.9g,\"grad_norm\":%.6g,\"update_norm\":%.6g,\"lr\":%.6g,\"images_per_second\":%.6g", (long long)st->step,
-            st->epoch, st->loss, st->mse, st->vb, st->grad_norm, st->update_norm, st->lr, st->images_per_second);
+    fprintf(s->log,
+            "{\"step\":%lld,\"epoch\":%.4f,\"loss\":%.9g,\"mse\":%.9g,\"vb\":%.9g,\"grad_norm\":%.6g,\"update_norm\":%.6g,\"lr\":"
+            "%.6g,\"images_per_second\":%.6g",
+            (long long)st->step, st->epoch, st->loss, st->mse, st->vb, st->grad_norm, st->update_norm, st->lr,
+            st->images_per_second);
     if (st->mfu > 0) fprintf(s->log, ",\"mfu\":%.4f", st->mfu);
     fprintf(s->log, ",\"loss_by_time\":[");
     for (int i = 0; i < OBJECTIVE_BINS; i++) fprintf(s->log, "%s%.5g", i ? "," : "", st->loss_by_time[i]);
     fprintf(s->log, "]}\n");
-    if (fflush(s->log) && !s->trouble) s->trouble = true, fprintf(stderr, "sitd train: log.jsonl cannot be written; the run goes on\n");
+    if (fflush(s->log) && !s->trouble)
+        s->trouble = true, fprintf(stderr, "sitd train: log.jsonl cannot be written; the run goes on\n");
     if (s->bar) return;
-    fprintf(stderr, "step %lld/%lld  loss %.5f  gradient %.3g  %.1f images/s", (long long)st->step, (long long)s->c->steps, st->loss, st->grad_norm, st->images_per_second);
+    fprintf(stderr, "step %lld/%lld  loss %.5f  gradient %.3g  %.1f images/s", (long long)st->step, (long long)s->c->steps,
+            st->loss, st->grad_norm, st->images_per_second);
     if (st->mfu > 0) fprintf(stderr, "  MFU %.0f %%", 100 * st->mfu);
     fprintf(stderr, "  %.0f s left\n", st->seconds_left);
 }
@@ -129,14 +135,17 @@ static int run(struct shown *s, const struct data *data, struct err *e) {
     int rc = file_make_dir(s->c->out, e);
     if (rc == OK) rc = trainer_new(&t, s->c, data, NULL, &on, e);
     if (rc != OK) return rc;
-    fprintf(stderr, "%lld examples (%s), %d classes; %.2f million parameters; %s\n", (long long)info->n, info->kind, info->classes, (double)trainer_params(t) / 1e6, trainer_device(t));
+    fprintf(stderr, "%lld examples (%s), %d classes; %.2f million parameters; %s\n", (long long)info->n, info->kind,
+            info->classes, (double)trainer_params(t) / 1e6, trainer_device(t));
     if (trainer_step(t)) fprintf(stderr, "continued at step %lld\n", (long long)trainer_step(t));
     rc = open_log(s, trainer_step(t), e);
     if (rc == OK) rc = keep_recipe(s, e);
     if (rc == OK) rc = trainer_run(t, &stop, e);
     if (s->bar) fprintf(stderr, "\n");
     if (s->log) fclose(s->log), write_report(s);
-    if (rc == OK) printf("%s: %lld of %lld steps%s\n", s->c->out, (long long)trainer_step(t), (long long)s->c->steps, stop ? ", stopped: --resume auto continues" : "");
+    if (rc == OK)
+        printf("%s: %lld of %lld steps%s\n", s->c->out, (long long)trainer_step(t), (long long)s->c->steps,
+               stop ? ", stopped: --resume auto continues" : "");
     trainer_free(t);
     return rc;
 }
@@ -161,7 +170,8 @@ int cmd_train(int argc, char **argv) {
     } else {
         struct shown s = {.c = &c, .recipe = recipe_of(f), .bar = isatty(STDERR_FILENO)};
         if (!s.recipe) fprintf(stderr, "sitd train: no memory\n"), code = 1;
-        else if (f->words.check_config) printf("the options and the data are fine: %lld examples\n", (long long)data_info(data)->n);
+        else if (f->words.check_config)
+            printf("the options and the data are fine: %lld examples\n", (long long)data_info(data)->n);
         else if (run(&s, data, &e)) code = fail(&e);
         free(s.recipe);
         model_desc_deinit(&c.desc);

@@ -13,11 +13,15 @@
 #define TRAIN_TEXT OPTION_TEXT_SIZE
 
 struct train_flags {
-    char config[TRAIN_TEXT], model[TRAIN_TEXT], family[TRAIN_TEXT], block[TRAIN_TEXT], data[TRAIN_TEXT], vae[TRAIN_TEXT], labels[TRAIN_TEXT];
-    char path[TRAIN_TEXT], prediction[TRAIN_TEXT], weighting[TRAIN_TEXT], density[TRAIN_TEXT], schedule[TRAIN_TEXT], ema[TRAIN_TEXT], out[TRAIN_TEXT];
-    char resume[TRAIN_TEXT], init[TRAIN_TEXT], publish[TRAIN_TEXT], publish_when[TRAIN_TEXT], guide_channels[TRAIN_TEXT], backend[TRAIN_TEXT], precision[TRAIN_TEXT];
+    char config[TRAIN_TEXT], model[TRAIN_TEXT], family[TRAIN_TEXT], block[TRAIN_TEXT], data[TRAIN_TEXT], vae[TRAIN_TEXT],
+        labels[TRAIN_TEXT];
+    char path[TRAIN_TEXT], prediction[TRAIN_TEXT], weighting[TRAIN_TEXT], density[TRAIN_TEXT], schedule[TRAIN_TEXT],
+        ema[TRAIN_TEXT], out[TRAIN_TEXT];
+    char resume[TRAIN_TEXT], init[TRAIN_TEXT], publish[TRAIN_TEXT], publish_when[TRAIN_TEXT], guide_channels[TRAIN_TEXT],
+        backend[TRAIN_TEXT], precision[TRAIN_TEXT];
     char recompute[TRAIN_TEXT];
-    int64_t width, depth, heads, patch, classes, size, channels, steps, batch, microbatch, warmup, seed, save_every, keep, keep_every, publish_every;
+    int64_t width, depth, heads, patch, classes, size, channels, steps, batch, microbatch, warmup, seed, save_every, keep,
+        keep_every, publish_every;
     int64_t log_every, sample_every, sample_steps, sample_each, device, threads, data_threads;
     double mlp_ratio, t_mean, t_std, dropout, lr, lr_end, beta1, beta2, eps, decay, clip, guidance;
     bool learn_sigma, flip;
@@ -28,11 +32,13 @@ struct train_flags {
 int train_flags_load(struct train_flags *, int argc, char **argv, bool *usage, struct err *);
 void train_flags_print(const struct train_flags *, FILE *);
 void train_help(FILE *);
-// Opens the data, since sizes and classes may be its own, and fills the configuration, whose texts stay the flags' and the data's. On
-// failure nothing is left to close; else data_close and model_desc_deinit(&config->desc). err.param is the option's name.
+// Opens the data, since sizes and classes may be its own, and fills the configuration, whose texts stay the flags' and the
+// data's. On failure nothing is left to close; else data_close and model_desc_deinit(&config->desc). err.param is the option's
+// name.
 int train_flags_config(struct train_config *, struct data **, const struct train_flags *, struct err *);
 
-// Writes OUT/report.html from OUT/log.jsonl and OUT/samples: self-contained, with curves and pictures. recipe: the options in force, as text.
+// Writes OUT/report.html from OUT/log.jsonl and OUT/samples: self-contained, with curves and pictures. recipe: the options in
+// force, as text.
 int train_report(const char *out, const char *recipe, struct err *);
 
 #endif

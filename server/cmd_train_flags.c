@@ -14,24 +14,33 @@
 #include "core/io/vae_file.h"
 
 #define AT(field) offsetof(struct train_flags, field)
-#define TEXT(name, field, value, help) {name, OPTION_TEXT, AT(field), value, 0, 0, NULL, help}
-#define CHOICE(name, field, value, choices, help) {name, OPTION_CHOICE, AT(field), value, 0, 0, choices, help}
-#define WHOLE(name, field, value, least, most, help) {name, OPTION_NUMBER, AT(field), value, least, most, NULL, help}
-#define REAL(name, field, value, least, most, help) {name, OPTION_REAL, AT(field), value, least, most, NULL, help}
-#define ONOFF(name, field, value, help) {name, OPTION_SWITCH, AT(field), value, 0, 0, NULL, help}
-#define HEADING(text) {NULL, OPTION_HEADING, 0, NULL, 0, 0, NULL, text}
+#define TEXT(name, field, value, help)                                                                                           \
+    { name, OPTION_TEXT, AT(field), value, 0, 0, NULL, help }
+#define CHOICE(name, field, value, choices, help)                                                                                \
+    { name, OPTION_CHOICE, AT(field), value, 0, 0, choices, help }
+#define WHOLE(name, field, value, least, most, help)                                                                             \
+    { name, OPTION_NUMBER, AT(field), value, least, most, NULL, help }
+#define REAL(name, field, value, least, most, help)                                                                              \
+    { name, OPTION_REAL, AT(field), value, least, most, NULL, help }
+#define ONOFF(name, field, value, help)                                                                                          \
+    { name, OPTION_SWITCH, AT(field), value, 0, 0, NULL, help }
+#define HEADING(text)                                                                                                            \
+    { NULL, OPTION_HEADING, 0, NULL, 0, 0, NULL, text }
 #define MANY 1e12
 static const struct option_desc options[] = {
     TEXT("config", config, "", "file of `key = value` lines, # comments; keys are these names"),
     HEADING("Data"),
-    TEXT("data", data, "", "IDX folder (MNIST, Fashion-MNIST), folder of one folder of PNG/JPEG a class, or latents of sitd encode"),
-    WHOLE("size", size, "0", 0, 1024, "side of the network's input; 0: the data's own. IDX pictures are padded to it, others cropped as ADM does"),
+    TEXT("data", data, "",
+         "IDX folder (MNIST, Fashion-MNIST), folder of one folder of PNG/JPEG a class, or latents of sitd encode"),
+    WHOLE("size", size, "0", 0, 1024,
+          "side of the network's input; 0: the data's own. IDX pictures are padded to it, others cropped as ADM does"),
     WHOLE("channels", channels, "0", 0, 1024, "of the input; 0: the data's own (pictures: 3)"),
     ONOFF("flip", flip, "false", "mirror pictures left and right, half of the time"),
     TEXT("vae", vae, "", "AutoencoderKL of the latents, for samples and publication; empty: the one that the data names"),
     TEXT("labels", labels, "", "class names for publication: a JSON array, or a line a class; empty: the data's folders"),
     HEADING("Network"),
-    TEXT("model", model, "SiT-S/2", "DiT-S/2 ... DiT-XL/8, SiT-S/2 ... SiT-XL/8 (S, B, L, XL; patch 2, 4, 8): the papers' sizes, or `custom`"),
+    TEXT("model", model, "SiT-S/2",
+         "DiT-S/2 ... DiT-XL/8, SiT-S/2 ... SiT-XL/8 (S, B, L, XL; patch 2, 4, 8): the papers' sizes, or `custom`"),
     CHOICE("family", family, "auto", "auto|sit|dit", "continuous or discrete time; auto: as the model is called"),
     WHOLE("width", width, "0", 0, 16384, "hidden size; 0: the model's, as the next three"),
     WHOLE("depth", depth, "0", 0, 1024, "blocks"),
@@ -39,7 +48,8 @@ static const struct option_desc options[] = {
     WHOLE("patch", patch, "0", 0, 64, "side of a patch"),
     REAL("mlp-ratio", mlp_ratio, "4", 0.01, 64, "width of the MLPs over hidden size"),
     CHOICE("block", block, "adaln-zero", "adaln-zero|adaln|cross-attention|in-context", "how time and class reach the blocks"),
-    ONOFF("learn-sigma", learn_sigma, "true", "twice the output channels: DiT's learned variance (hybrid loss); of SiT idle, as in the authors' files"),
+    ONOFF("learn-sigma", learn_sigma, "true",
+          "twice the output channels: DiT's learned variance (hybrid loss); of SiT idle, as in the authors' files"),
     WHOLE("classes", classes, "0", 0, 1000000, "0: as many as the data has"),
     HEADING("Objective"),
     CHOICE("path", path, "linear", "linear|gvp|vp", "interpolant (SiT)"),
@@ -66,26 +76,33 @@ static const struct option_desc options[] = {
     WHOLE("seed", seed, "0", 0, 9007199254740991, "of weights, noise, times, dropped labels and the data's order"),
     HEADING("Files"),
     TEXT("out", out, "", "folder of the run: checkpoints/, samples/, log.jsonl, report.html"),
-    WHOLE("save-every", save_every, "5000", 0, MANY, "steps between checkpoints; one is written at the end and on SIGTERM anyway"),
+    WHOLE("save-every", save_every, "5000", 0, MANY,
+          "steps between checkpoints; one is written at the end and on SIGTERM anyway"),
     WHOLE("keep", keep, "3", 1, 1000000, "newest checkpoints that stay"),
     WHOLE("keep-every", keep_every, "0", 0, MANY, "checkpoints of every so many steps stay for ever"),
-    TEXT("resume", resume, "", "continue a checkpoint (ours, or the authors' .pt with model, ema and opt); `auto`: the newest in out, if there is one"),
-    TEXT("init", init, "", "begin from a checkpoint's weights (.pt, safetensors, diffusers); another number of classes gets a new label table"),
+    TEXT("resume", resume, "",
+         "continue a checkpoint (ours, or the authors' .pt with model, ema and opt); `auto`: the newest in out, if there is one"),
+    TEXT("init", init, "",
+         "begin from a checkpoint's weights (.pt, safetensors, diffusers); another number of classes gets a new label table"),
     TEXT("publish", publish, "", "model directory that a daemon serves"),
     WHOLE("publish-every", publish_every, "5000", 1, MANY, "steps between publications"),
-    CHOICE("publish-when", publish_when, "always", "always|improved", "improved: only when the mean loss since the last one is the lowest"),
+    CHOICE("publish-when", publish_when, "always", "always|improved",
+           "improved: only when the mean loss since the last one is the lowest"),
     TEXT("guidance-channels", guide_channels, "3", "leading channels that guidance acts on: a number (the authors: 3) or `all`"),
     HEADING("What is seen"),
     WHOLE("log-every", log_every, "100", 1, MANY, "steps a line of log.jsonl"),
-    WHOLE("sample-every", sample_every, "5000", 0, MANY, "steps between grids of samples (fixed noise, averaged weights); 0: none"),
+    WHOLE("sample-every", sample_every, "5000", 0, MANY,
+          "steps between grids of samples (fixed noise, averaged weights); 0: none"),
     WHOLE("sample-steps", sample_steps, "50", 1, 1000, "of their solver (SiT: Heun ODE, DiT: DDIM)"),
     WHOLE("sample-each", sample_each, "4", 1, 64, "of each of the first ten classes"),
     REAL("guidance", guidance, "4", 0, 100, "their guidance scale"),
     HEADING("Machine"),
     CHOICE("backend", backend, "auto", "auto|cpu|cuda|ref", "what computes; auto: cuda where there is a card"),
     WHOLE("device", device, "0", 0, 1023, "which card"),
-    CHOICE("precision", precision, "f32", "f32|bf16", "of products and activations; weights, moments, averages and sums stay f32"),
-    CHOICE("recompute", recompute, "none", "none|block", "block: keep each block's input only, run it again in backward: less memory, a third more work"),
+    CHOICE("precision", precision, "f32", "f32|bf16",
+           "of products and activations; weights, moments, averages and sums stay f32"),
+    CHOICE("recompute", recompute, "none", "none|block",
+           "block: keep each block's input only, run it again in backward: less memory, a third more work"),
     WHOLE("threads", threads, "0", 0, 1024, "compute threads; 0: what affinity and cgroup allow"),
     WHOLE("data-threads", data_threads, "2", 1, 256, "threads that read and decode ahead"),
 };
@@ -98,17 +115,22 @@ int train_flags_load(struct train_flags *f, int argc, char **argv, bool *usage, 
     int rc = options_load(&set, f, f->source, argc, argv, &f->words, usage, e);
     if (rc != OK || f->words.help || f->words.version || f->words.print_config) return rc;
     *usage = !f->data[0] || !f->out[0];
-    if (*usage) return err_param(e, E_RANGE, f->data[0] ? "out" : "data", "%s is missing", f->data[0] ? "--out, the folder of the run," : "--data, what to learn from,");
+    if (*usage)
+        return err_param(e, E_RANGE, f->data[0] ? "out" : "data", "%s is missing",
+                         f->data[0] ? "--out, the folder of the run," : "--data, what to learn from,");
     return OK;
 }
 
 void train_flags_print(const struct train_flags *f, FILE *to) { options_print(&set, f, f->source, to); }
 
 void train_help(FILE *to) {
-    fprintf(to, "usage: sitd train --data PATH --out DIR [options]\n\nTrains a DiT or SiT. Defaults are the papers' recipe. Each option is also a variable (--lr-end: SITD_TRAIN_LR_END) and\n"
-                "a line of the config file; deploy/recipes has some. SIGTERM and SIGINT save a checkpoint and leave; --resume auto continues there.\n\n");
+    fprintf(to, "usage: sitd train --data PATH --out DIR [options]\n\nTrains a DiT or SiT. Defaults are the papers' recipe. Each "
+                "option is also a variable (--lr-end: SITD_TRAIN_LR_END) and\n"
+                "a line of the config file; deploy/recipes has some. SIGTERM and SIGINT save a checkpoint and leave; --resume "
+                "auto continues there.\n\n");
     options_help(&set, to);
-    fprintf(to, "\n  --check-config     check the options and the data and leave\n  --print-config     print the options in force as a config file and leave\n  --version, --help\n");
+    fprintf(to, "\n  --check-config     check the options and the data and leave\n  --print-config     print the options in "
+                "force as a config file and leave\n  --version, --help\n");
 }
 
 /* ---- flags to a configuration ---- */
@@ -121,24 +143,32 @@ static int named_size(struct arch *a, const char *model, bool *dit, struct err *
     char size[3] = "";
     int patch = 0, end = 0;
     *dit = strncasecmp(model, "DiT-", 4) == 0;
-    if ((*dit || strncasecmp(model, "SiT-", 4) == 0) && sscanf(model + 4, "%2[SBLXsblx]/%d%n", size, &patch, &end) == 2 && !model[4 + end] && patch > 0)
+    if ((*dit || strncasecmp(model, "SiT-", 4) == 0) && sscanf(model + 4, "%2[SBLXsblx]/%d%n", size, &patch, &end) == 2 &&
+        !model[4 + end] && patch > 0)
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-            if (strcasecmp(size, sizes[i].name) == 0) return a->hidden_size = sizes[i].width, a->depth = sizes[i].depth, a->num_heads = sizes[i].heads, a->patch_size = patch, OK;
-    return err_param(e, E_RANGE, "model", "model is '%s', not custom, nor DiT- or SiT- and S, B, L or XL and a patch, as in SiT-XL/2", model);
+            if (strcasecmp(size, sizes[i].name) == 0)
+                return a->hidden_size = sizes[i].width, a->depth = sizes[i].depth, a->num_heads = sizes[i].heads,
+                       a->patch_size = patch, OK;
+    return err_param(e, E_RANGE, "model",
+                     "model is '%s', not custom, nor DiT- or SiT- and S, B, L or XL and a patch, as in SiT-XL/2", model);
 }
 
 static int set_arch(struct model_desc *d, const struct train_flags *f, const struct data_info *info, struct err *e) {
     struct arch *a = &d->arch;
     bool dit = false, custom = strcasecmp(f->model, "custom") == 0;
     if (!custom && named_size(a, f->model, &dit, e)) return e->status;
-    if (custom && strcmp(f->family, "auto") == 0) return err_param(e, E_RANGE, "family", "a custom model's family must be given: sit or dit");
+    if (custom && strcmp(f->family, "auto") == 0)
+        return err_param(e, E_RANGE, "family", "a custom model's family must be given: sit or dit");
     if (strcmp(f->family, "auto")) dit = strcmp(f->family, "dit") == 0;
     snprintf(d->family, sizeof d->family, "%s", dit ? "dit" : "sit");
     const struct {
         int64_t given;
         int *at;
         const char *name;
-    } own[] = {{f->width, &a->hidden_size, "width"}, {f->depth, &a->depth, "depth"}, {f->heads, &a->num_heads, "heads"}, {f->patch, &a->patch_size, "patch"}};
+    } own[] = {{f->width, &a->hidden_size, "width"},
+               {f->depth, &a->depth, "depth"},
+               {f->heads, &a->num_heads, "heads"},
+               {f->patch, &a->patch_size, "patch"}};
     for (size_t i = 0; i < sizeof own / sizeof *own; i++) {
         if (own[i].given) *own[i].at = (int)own[i].given;
         if (!*own[i].at) return err_param(e, E_RANGE, own[i].name, "a custom model's %s must be given", own[i].name);
@@ -149,13 +179,16 @@ static int set_arch(struct model_desc *d, const struct train_flags *f, const str
     a->class_dropout = f->dropout > 0;
     a->learn_sigma = f->learn_sigma;
     a->block = (enum arch_block)arch_block_parse(f->block);
-    if (!dit) snprintf(d->path, sizeof d->path, "%s", path_name((enum path_kind)path_parse(f->path))),
-        snprintf(d->prediction, sizeof d->prediction, "%s", prediction_name((enum prediction)prediction_parse(f->prediction)));
+    if (!dit)
+        snprintf(d->path, sizeof d->path, "%s", path_name((enum path_kind)path_parse(f->path))),
+            snprintf(d->prediction, sizeof d->prediction, "%s",
+                     prediction_name((enum prediction)prediction_parse(f->prediction)));
     char *end;
     long guide = strtol(f->guide_channels, &end, 10);
     d->guide_channels = strcmp(f->guide_channels, "all") == 0 ? -1 : (int)guide;
     if (d->guide_channels != -1 && (*end || end == f->guide_channels || guide < 1 || guide > 1024))
-        return err_param(e, E_RANGE, "guidance-channels", "guidance-channels is '%s', not a number from 1 to 1024 or all", f->guide_channels);
+        return err_param(e, E_RANGE, "guidance-channels", "guidance-channels is '%s', not a number from 1 to 1024 or all",
+                         f->guide_channels);
     return OK;
 }
 
@@ -181,7 +214,8 @@ static int set_emas(struct train_config *c, const struct train_flags *f, struct 
     for (char *end; *at; at = *end == ',' ? end + 1 : end) {
         if (c->n_ema == KERN_MAX_EMA) return err_param(e, E_RANGE, "ema", "ema is '%s': at most %d decays", f->ema, KERN_MAX_EMA);
         c->ema[c->n_ema++] = strtod(at, &end);
-        if (end == at || (*end && *end != ',')) return err_param(e, E_RANGE, "ema", "ema is '%s', not numbers with commas between", f->ema);
+        if (end == at || (*end && *end != ','))
+            return err_param(e, E_RANGE, "ema", "ema is '%s', not numbers with commas between", f->ema);
     }
     return OK;
 }
@@ -209,7 +243,8 @@ static int set_labels(struct model_desc *d, const struct train_flags *f, const s
 // A daemon needs the VAE beside the weights: its file is copied into the model directory once.
 static int publish_vae(struct train_config *c, struct err *e) {
     struct latent *l = &c->desc.latent;
-    static const char *const inside[] = {"", "/diffusion_pytorch_model.safetensors", "/vae/diffusion_pytorch_model.safetensors", "/diffusion_pytorch_model.bin"};
+    static const char *const inside[] = {"", "/diffusion_pytorch_model.safetensors", "/vae/diffusion_pytorch_model.safetensors",
+                                         "/diffusion_pytorch_model.bin"};
     if (!c->vae) return err_param(e, E_CONFLICT, "vae", "a model of latents is published with its VAE: name it");
     for (size_t i = 0; i < sizeof inside / sizeof *inside; i++) {
         char path[OPTION_TEXT_SIZE + 64];
@@ -222,7 +257,8 @@ static int publish_vae(struct train_config *c, struct err *e) {
         const char *ending = strrchr(path, '.');
         snprintf(l->vae_file, sizeof l->vae_file, "vae%s", ending && !strchr(ending, '/') ? ending : ".safetensors");
         snprintf(path, sizeof path, "%s/%s", c->publish, l->vae_file);
-        int rc = digest_hex(l->vae_sha256, bytes, n) == OK ? file_write(path, bytes, n, e) : err_set(e, E_NOMEM, "cannot hash %s", path);
+        int rc = digest_hex(l->vae_sha256, bytes, n) == OK ? file_write(path, bytes, n, e)
+                                                           : err_set(e, E_NOMEM, "cannot hash %s", path);
         mem_free(bytes);
         return rc;
     }
@@ -232,7 +268,10 @@ static int publish_vae(struct train_config *c, struct err *e) {
 static int set_machine(struct train_config *c, const struct train_flags *f) {
     char why[256];
     struct kern *k;
-    c->kern = (struct kern_config){.backend = f->backend, .device = (int)f->device, .act = strcmp(f->precision, "bf16") == 0 ? KERN_BF16 : KERN_F32, .threads = (int)f->threads};
+    c->kern = (struct kern_config){.backend = f->backend,
+                                   .device = (int)f->device,
+                                   .act = strcmp(f->precision, "bf16") == 0 ? KERN_BF16 : KERN_F32,
+                                   .threads = (int)f->threads};
     if (strcmp(f->backend, "auto") == 0) {
         c->kern.backend = "cuda";
         if (kern_open(&k, &c->kern, why, sizeof why)) c->kern.backend = "cpu";
@@ -246,13 +285,16 @@ static int set_machine(struct train_config *c, const struct train_flags *f) {
 static void set_numbers(struct train_config *c, const struct train_flags *f) {
     c->flip = f->flip;
     c->steps = f->steps, c->batch = (int)f->batch, c->microbatch = (int)f->microbatch;
-    c->lr = f->lr, c->lr_end = f->lr_end, c->beta1 = f->beta1, c->beta2 = f->beta2, c->eps = f->eps, c->decay = f->decay, c->clip = f->clip;
+    c->lr = f->lr, c->lr_end = f->lr_end, c->beta1 = f->beta1, c->beta2 = f->beta2, c->eps = f->eps, c->decay = f->decay,
+    c->clip = f->clip;
     c->schedule = strcmp(f->schedule, "cosine") == 0 ? LR_COSINE : strcmp(f->schedule, "linear") == 0 ? LR_LINEAR : LR_CONSTANT;
     c->warmup = f->warmup;
     c->out = f->out, c->save_every = f->save_every, c->keep = (int)f->keep, c->keep_every = f->keep_every;
-    c->publish = or_null(f->publish), c->publish_every = f->publish_every, c->publish_improved = strcmp(f->publish_when, "improved") == 0;
+    c->publish = or_null(f->publish), c->publish_every = f->publish_every,
+    c->publish_improved = strcmp(f->publish_when, "improved") == 0;
     c->resume = or_null(f->resume), c->init = or_null(f->init);
-    c->log_every = f->log_every, c->sample_every = f->sample_every, c->sample_steps = (int)f->sample_steps, c->sample_each = (int)f->sample_each;
+    c->log_every = f->log_every, c->sample_every = f->sample_every, c->sample_steps = (int)f->sample_steps,
+    c->sample_each = (int)f->sample_each;
     c->sample_guidance = f->guidance;
 }
 
@@ -273,7 +315,8 @@ static int fill(struct train_config *c, const struct train_flags *f, const struc
 }
 
 int train_flags_config(struct train_config *c, struct data **data, const struct train_flags *f, struct err *e) {
-    struct data_spec spec = {.path = f->data, .size = (int)f->size, .channels = (int)f->channels, .flip = f->flip, .seed = (uint64_t)f->seed};
+    struct data_spec spec = {
+        .path = f->data, .size = (int)f->size, .channels = (int)f->channels, .flip = f->flip, .seed = (uint64_t)f->seed};
     *c = (struct train_config){0};
     int rc = data_open(data, &spec, e);
     if (rc != OK) return rc;

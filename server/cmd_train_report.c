@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * OUT/report.html: what a run did, in one file that needs nothing else: curves as inline SVG, grids of samples as data URIs. It is made
- * anew from log.jsonl and samples/ each time, so it is right whenever it is there.
+ * OUT/report.html: what a run did, in one file that needs nothing else: curves as inline SVG, grids of samples as data URIs. It
+ * is made anew from log.jsonl and samples/ each time, so it is right whenever it is there.
  */
 #include <dirent.h>
 #include <jansson.h>
@@ -33,7 +33,10 @@ static void add_axis(struct text *t, double lo, double hi, bool log_scale) {
     for (int i = 0; i <= 4; i++) {
         double part = i / 4.0, v = lo + (hi - lo) * part;
         int y = (int)(H - BOTTOM - part * (H - BOTTOM - 10));
-        text_printf(t, "<line x1=\"%d\" y1=\"%d\" x2=\"%d\" y2=\"%d\" stroke=\"#ddd\"/><text x=\"%d\" y=\"%d\" text-anchor=\"end\">%.3g</text>", LEFT, y, W, y, LEFT - 6, y + 4, log_scale ? exp(v) : v);
+        text_printf(t,
+                    "<line x1=\"%d\" y1=\"%d\" x2=\"%d\" y2=\"%d\" stroke=\"#ddd\"/><text x=\"%d\" y=\"%d\" "
+                    "text-anchor=\"end\">%.3g</text>",
+                    LEFT, y, W, y, LEFT - 6, y + 4, log_scale ? exp(v) : v);
     }
 }
 
@@ -47,12 +50,18 @@ static void add_curve(struct text *t, const char *title, const char *across, con
     if (!(lo <= hi)) return;
     if (hi - lo < 1e-12) lo -= fabs(lo) * 0.1 + 1e-9, hi += fabs(hi) * 0.1 + 1e-9;
     if (x1 <= x0) x1 = x0 + 1;
-    text_printf(t, "<figure><figcaption>%s</figcaption><svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"%s\">", title, W, H, title);
+    text_printf(t, "<figure><figcaption>%s</figcaption><svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"%s\">", title, W, H,
+                title);
     add_axis(t, lo, hi, log_scale);
-    text_printf(t, "<text x=\"%d\" y=\"%d\">%.6g</text><text x=\"%d\" y=\"%d\" text-anchor=\"end\">%.6g %s</text><polyline fill=\"none\" stroke=\"#06c\" stroke-width=\"1.5\" points=\"", LEFT, H - 8, x0, W, H - 8, x1, across);
+    text_printf(t,
+                "<text x=\"%d\" y=\"%d\">%.6g</text><text x=\"%d\" y=\"%d\" text-anchor=\"end\">%.6g %s</text><polyline "
+                "fill=\"none\" stroke=\"#06c\" stroke-width=\"1.5\" points=\"",
+                LEFT, H - 8, x0, W, H - 8, x1, across);
     for (int i = 0; i < s->n; i++) {
         double y = log_scale ? log(s->y[i]) : s->y[i];
-        if (isfinite(y)) text_printf(t, "%.1f,%.1f ", LEFT + (s->x[i] - x0) / (x1 - x0) * (W - LEFT - 4), H - BOTTOM - (y - lo) / (hi - lo) * (H - BOTTOM - 10));
+        if (isfinite(y))
+            text_printf(t, "%.1f,%.1f ", LEFT + (s->x[i] - x0) / (x1 - x0) * (W - LEFT - 4),
+                        H - BOTTOM - (y - lo) / (hi - lo) * (H - BOTTOM - 10));
     }
     text_printf(t, "\"/></svg></figure>\n");
 }
@@ -73,7 +82,8 @@ static int read_lines(struct history *h, const char *path, struct err *e) {
     for (size_t i = 0; i < n; i++) rows += text[i] == '\n';
     if (!(h->lines = mem_array(rows + 1, sizeof *h->lines))) rc = err_set(e, E_NOMEM, "no memory for %s", path);
     for (char *line = text, *end; rc == OK && (end = memchr(line, '\n', n - (size_t)(line - text))); line = end + 1)
-        if (jsonio_parse(&h->lines[h->n], line, (size_t)(end - line), 4, 1000, "log.jsonl", NULL) == OK) h->n++; // a line that was cut is no line
+        if (jsonio_parse(&h->lines[h->n], line, (size_t)(end - line), 4, 1000, "log.jsonl", NULL) == OK)
+            h->n++; // a line that was cut is no line
     mem_free(bytes);
     return rc;
 }
@@ -119,7 +129,8 @@ static void add_base64(struct text *t, const unsigned char *b, size_t n) {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     for (size_t i = 0; i < n; i += 3) {
         unsigned v = (unsigned)b[i] << 16 | (i + 1 < n ? (unsigned)b[i + 1] << 8 : 0) | (i + 2 < n ? b[i + 2] : 0);
-        char four[4] = {digits[v >> 18], digits[v >> 12 & 63], i + 1 < n ? digits[v >> 6 & 63] : '=', i + 2 < n ? digits[v & 63] : '='};
+        char four[4] = {digits[v >> 18], digits[v >> 12 & 63], i + 1 < n ? digits[v >> 6 & 63] : '=',
+                        i + 2 < n ? digits[v & 63] : '='};
         text_add(t, four, 4);
     }
 }
@@ -134,7 +145,8 @@ static void add_grid(struct text *t, const char *folder, const char *name) {
     size_t n;
     char *path = mem_printf("%s/%s", folder, name);
     if (path && file_read(&bytes, &n, path, (size_t)64 << 20, NULL) == OK) {
-        text_printf(t, "<figure><figcaption>Step %lld</figcaption><img alt=\"samples\" src=\"data:image/png;base64,", atoll(name + 5));
+        text_printf(t, "<figure><figcaption>Step %lld</figcaption><img alt=\"samples\" src=\"data:image/png;base64,",
+                    atoll(name + 5));
         add_base64(t, bytes, n);
         text_printf(t, "\"></figure>\n");
         mem_free(bytes);
@@ -161,16 +173,24 @@ static void add_escaped(struct text *t, const char *s) {
 /* ---- the page ---- */
 
 static void add_page(struct text *t, const struct history *h, const char *out, const char *recipe) {
-    text_printf(t, "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>");
+    text_printf(t, "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
+                   "content=\"width=device-width\"><title>");
     add_escaped(t, out);
-    text_printf(t, "</title><style>body{font:15px/1.4 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222}figure{margin:0 0 1.5em}"
-                   "figcaption{font-weight:600;margin-bottom:.3em}svg{width:100%%;max-width:%dpx}svg text{font-size:11px;fill:#555}img{image-rendering:pixelated;max-width:100%%;min-width:50%%}pre{background:#f5f5f5;padding:1em;overflow:auto}</style></head><body><h1>", W);
+    text_printf(t,
+                "</title><style>body{font:15px/1.4 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 "
+                "1em;color:#222}figure{margin:0 0 1.5em}"
+                "figcaption{font-weight:600;margin-bottom:.3em}svg{width:100%%;max-width:%dpx}svg "
+                "text{font-size:11px;fill:#555}img{image-rendering:pixelated;max-width:100%%;min-width:50%%}pre{background:#"
+                "f5f5f5;padding:1em;overflow:auto}</style></head><body><h1>",
+                W);
     add_escaped(t, out);
     text_printf(t, "</h1>\n");
     if (h->n) {
         const json_t *last = h->lines[h->n - 1];
-        text_printf(t, "<p>Step %.0f, epoch %.2f, loss %.5g, %.4g images/s.</p>\n", json_number_value(json_object_get(last, "step")), json_number_value(json_object_get(last, "epoch")),
-                    json_number_value(json_object_get(last, "loss")), json_number_value(json_object_get(last, "images_per_second")));
+        text_printf(t, "<p>Step %.0f, epoch %.2f, loss %.5g, %.4g images/s.</p>\n",
+                    json_number_value(json_object_get(last, "step")), json_number_value(json_object_get(last, "epoch")),
+                    json_number_value(json_object_get(last, "loss")),
+                    json_number_value(json_object_get(last, "images_per_second")));
     }
     add_field(t, h, "loss", "Loss", true);
     add_field(t, h, "vb", "Variational bound, bits", true);

@@ -37,8 +37,9 @@ static bool parse_number(enum option_kind kind, const char *value, int64_t *out)
         const char *unit;
         int64_t factor;
     } units[] = {
-        {OPTION_NUMBER, "", 1}, {OPTION_SIZE, "", 1},     {OPTION_SIZE, "K", 1024},  {OPTION_SIZE, "M", 1 << 20}, {OPTION_TIME, "", 1000},
-        {OPTION_TIME, "ms", 1}, {OPTION_TIME, "s", 1000}, {OPTION_TIME, "m", 60000}, {OPTION_TIME, "h", 3600000},
+        {OPTION_NUMBER, "", 1},      {OPTION_SIZE, "", 1},      {OPTION_SIZE, "K", 1024},
+        {OPTION_SIZE, "M", 1 << 20}, {OPTION_TIME, "", 1000},   {OPTION_TIME, "ms", 1},
+        {OPTION_TIME, "s", 1000},    {OPTION_TIME, "m", 60000}, {OPTION_TIME, "h", 3600000},
     };
     char *end;
     if (!isdigit((unsigned char)*value)) return false;
@@ -172,16 +173,18 @@ static int load_flags(struct loading *l, struct option_words *words, int argc, c
     return OK;
 }
 
-int options_load(const struct option_set *s, void *values, unsigned char *source, int argc, char **argv, struct option_words *words, bool *usage,
-                 struct err *e) {
+int options_load(const struct option_set *s, void *values, unsigned char *source, int argc, char **argv,
+                 struct option_words *words, bool *usage, struct err *e) {
     struct loading l = {s, values, source};
     const char *config = (const char *)values + s->list[0].offset;
     char variable[64];
     *words = (struct option_words){0};
     *usage = false;
     for (int i = 0; i < s->n; i++)
-        if (s->list[i].kind != OPTION_HEADING && set(&l, &s->list[i], s->list[i].value, FROM_DEFAULT, "default", e)) return e->status;
-    int rc = load_flags(&l, words, argc, argv, usage, e); // first for --config and --help, which must work whatever else says; again below
+        if (s->list[i].kind != OPTION_HEADING && set(&l, &s->list[i], s->list[i].value, FROM_DEFAULT, "default", e))
+            return e->status;
+    int rc = load_flags(&l, words, argc, argv, usage,
+                        e); // first for --config and --help, which must work whatever else says; again below
     if (rc != OK || words->help || words->version) return rc;
     snprintf(variable, sizeof variable, "%sCONFIG", s->prefix);
     char path[OPTION_TEXT_SIZE];

@@ -6,9 +6,9 @@
  *   4  a big-endian u32 a dimension
  *   .  the elements, to the end of the file
  *
- * A gzipped file (one member) is inflated as far as the header, then into an array of exactly the size that the header gives. What
- * the header claims is checked first: not more than 4 GiB, and not more than deflate can hold in that many bytes, so that a small file
- * cannot ask for much memory; and the stream must end where the array does.
+ * A gzipped file (one member) is inflated as far as the header, then into an array of exactly the size that the header gives.
+ * What the header claims is checked first: not more than 4 GiB, and not more than deflate can hold in that many bytes, so that a
+ * small file cannot ask for much memory; and the stream must end where the array does.
  */
 #include "core/io/idx.h"
 
@@ -82,7 +82,9 @@ static int read_array(struct idx *x, struct source *s, size_t file, struct err *
     if (!(x->data = mem_alloc(x->count))) return err_set(e, E_NOMEM, "no memory for %zu bytes", x->count);
     if (!take(s, x->data, x->count))
         return err_set(e, E_FORMAT, "it ends before the %zu bytes that its header claims, or is damaged", x->count);
-    return ended(s) ? OK : err_set(e, E_FORMAT, "it goes on behind the %zu bytes that its header claims, or its check sum is wrong", x->count);
+    return ended(s) ? OK
+                    : err_set(e, E_FORMAT, "it goes on behind the %zu bytes that its header claims, or its check sum is wrong",
+                              x->count);
 }
 
 int idx_read(struct idx *x, const char *path, struct err *e) {

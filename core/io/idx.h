@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * idx: the arrays of bytes that MNIST and its kin are published as (LeCun's IDX format), plain or gzipped. Thread: any (no globals).
+ * idx: the arrays of bytes that MNIST and its kin are published as (LeCun's IDX format), plain or gzipped. Thread: any (no
+ * globals).
  */
 #ifndef SITD_IDX_H
 #define SITD_IDX_H
@@ -15,7 +16,8 @@ struct idx {
     int64_t shape[3];
     size_t count;
 };
-// Reads a whole file of unsigned bytes; rules on top of idx.c. The text names the path. E_FORMAT, E_RANGE, E_NOMEM, and as file_read.
+// Reads a whole file of unsigned bytes; rules on top of idx.c. The text names the path. E_FORMAT, E_RANGE, E_NOMEM, and as
+// file_read.
 int idx_read(struct idx *, const char *path, struct err *);
 
 #endif

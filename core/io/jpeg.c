@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 /*
- * jpeg, by libjpeg-turbo, which reports errors through a function that must not return: it jumps. So one small function calls setjmp
- * and nothing but libjpeg between there and its return; what must be freed lives in the caller's struct (as in png.c).
+ * jpeg, by libjpeg-turbo, which reports errors through a function that must not return: it jumps. So one small function calls
+ * setjmp and nothing but libjpeg between there and its return; what must be freed lives in the caller's struct (as in png.c).
  *
- * CMYK: Adobe's files hold inverted inks, and no other kind is met in practice; a pixel is ink times black, which is what others make of them.
+ * CMYK: Adobe's files hold inverted inks, and no other kind is met in practice; a pixel is ink times black, which is what others
+ * make of them.
  */
 #include "core/io/jpeg.h"
 

@@ -10,7 +10,7 @@
 #define BITS 22 // 32, less 8 of a pixel, less 2 of head room
 
 struct taps { // what each output pixel is made of
-    int n;           // most weights an output pixel has
+    int n;    // most weights an output pixel has
     int *first, *count;
     int32_t *weight; // [outputs, n]
 };
@@ -60,7 +60,8 @@ static uint8_t weigh(const uint8_t *src, size_t step, const int32_t *weight, int
     return sum < 0 ? 0 : sum > 255 ? 255 : (uint8_t)sum;
 }
 
-int resize_picture(uint8_t *dst, int to_w, int to_h, const uint8_t *src, int w, int h, int channels, enum resize_filter f, struct err *e) {
+int resize_picture(uint8_t *dst, int to_w, int to_h, const uint8_t *src, int w, int h, int channels, enum resize_filter f,
+                   struct err *e) {
     struct taps across = {0}, down = {0};
     size_t ch = (size_t)channels, line = (size_t)to_w * ch;
     uint8_t *middle = mem_array((size_t)h, line); // [h, to_w, channels]
@@ -68,8 +69,9 @@ int resize_picture(uint8_t *dst, int to_w, int to_h, const uint8_t *src, int w, 
     for (int y = 0; ok && y < h; y++)
         for (int x = 0; x < to_w; x++)
             for (size_t c = 0; c < ch; c++)
-                middle[(size_t)y * line + (size_t)x * ch + c] = weigh(src + ((size_t)y * (size_t)w + (size_t)across.first[x]) * ch + c, ch,
-                                                                      across.weight + (size_t)x * (size_t)across.n, across.count[x]);
+                middle[(size_t)y * line + (size_t)x * ch + c] =
+                    weigh(src + ((size_t)y * (size_t)w + (size_t)across.first[x]) * ch + c, ch,
+                          across.weight + (size_t)x * (size_t)across.n, across.count[x]);
     for (int y = 0; ok && y < to_h; y++)
         for (size_t i = 0; i < line; i++)
             dst[(size_t)y * line + i] =

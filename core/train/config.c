@@ -8,13 +8,17 @@
 
 static int check_step(const struct train_config *c, struct err *e) {
     if (c->microbatch && c->batch % c->microbatch)
-        return err_param(e, E_CONFLICT, "microbatch", "a batch of %d is not a multiple of the microbatch, %d", c->batch, c->microbatch);
+        return err_param(e, E_CONFLICT, "microbatch", "a batch of %d is not a multiple of the microbatch, %d", c->batch,
+                         c->microbatch);
     if (c->warmup > c->steps)
-        return err_param(e, E_CONFLICT, "warmup", "the warm-up of %lld steps is longer than the run, %lld", (long long)c->warmup, (long long)c->steps);
+        return err_param(e, E_CONFLICT, "warmup", "the warm-up of %lld steps is longer than the run, %lld", (long long)c->warmup,
+                         (long long)c->steps);
     for (int i = 0; i < c->n_ema; i++)
-        if (!(c->ema[i] >= 0 && c->ema[i] < 1)) return err_param(e, E_RANGE, "ema", "an EMA's decay is %g, not from 0 up to 1", c->ema[i]);
+        if (!(c->ema[i] >= 0 && c->ema[i] < 1))
+            return err_param(e, E_RANGE, "ema", "an EMA's decay is %g, not from 0 up to 1", c->ema[i]);
     if (c->n_ema < 1) return err_param(e, E_RANGE, "ema", "at least one EMA is kept: it is what is sampled and published");
-    if (c->resume && c->init) return err_param(e, E_CONFLICT, "init", "a run either continues one (resume) or begins from weights (init)");
+    if (c->resume && c->init)
+        return err_param(e, E_CONFLICT, "init", "a run either continues one (resume) or begins from weights (init)");
     return OK;
 }
 

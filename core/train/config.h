@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * config: everything that decides a training run, as plain values, and what of it a checkpoint must agree with. Thread: read-only once filled.
+ * config: everything that decides a training run, as plain values, and what of it a checkpoint must agree with. Thread: read-only
+ * once filled.
  */
 #ifndef SITD_TRAIN_CONFIG_H
 #define SITD_TRAIN_CONFIG_H
@@ -25,14 +26,14 @@ struct train_config {
     int n_ema;
     double ema[KERN_MAX_EMA]; // the first is the one that is sampled and published
     /* files */
-    const char *out;                      // folder of the run
-    int64_t save_every, keep_every;       // steps; 0: only at the end, keep none for ever
-    int keep;                             // newest checkpoints
-    const char *publish;                  // model directory, or NULL
-    int64_t publish_every;                // steps
-    bool publish_improved;                // only when the mean loss since the last publication is the lowest
-    const char *vae;                      // for the pictures of latents, or NULL
-    const char *resume, *init;            // a checkpoint, "auto", or NULL; a checkpoint for fine-tuning, or NULL
+    const char *out;                // folder of the run
+    int64_t save_every, keep_every; // steps; 0: only at the end, keep none for ever
+    int keep;                       // newest checkpoints
+    const char *publish;            // model directory, or NULL
+    int64_t publish_every;          // steps
+    bool publish_improved;          // only when the mean loss since the last publication is the lowest
+    const char *vae;                // for the pictures of latents, or NULL
+    const char *resume, *init;      // a checkpoint, "auto", or NULL; a checkpoint for fine-tuning, or NULL
     /* what people see */
     int64_t log_every, sample_every; // steps; 0: no pictures
     int sample_steps, sample_each;   // of the sampler; pictures a class

@@ -59,7 +59,9 @@ static bool is_folder(const char *path) {
     struct stat st;
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
-static bool is_idx(const char *path) { return data_ends_with(path, "-images-idx3-ubyte") || data_ends_with(path, "-images-idx3-ubyte.gz"); }
+static bool is_idx(const char *path) {
+    return data_ends_with(path, "-images-idx3-ubyte") || data_ends_with(path, "-images-idx3-ubyte.gz");
+}
 static bool is_training_idx(const char *path) {
     const char *name = strrchr(path, '/');
     return is_idx(path) && strncmp(name ? name + 1 : path, "train-", 6) == 0;
@@ -75,7 +77,9 @@ static int open_folder(struct data *d, struct err *e) {
     else if (rc == OK && shards.n) rc = data_latents_open(d, shards.at, shards.n, e);
     else if (rc == OK && classes.n) rc = data_pictures_open(d, e);
     else if (rc == OK)
-        rc = err_set(e, E_NOTFOUND, "%s holds no data: neither train-images-idx3-ubyte, nor .safetensors of latents, nor a folder a class", d->spec.path);
+        rc = err_set(e, E_NOTFOUND,
+                     "%s holds no data: neither train-images-idx3-ubyte, nor .safetensors of latents, nor a folder a class",
+                     d->spec.path);
     data_names_free(&idx);
     data_names_free(&shards);
     data_names_free(&classes);
@@ -103,7 +107,8 @@ int data_open(struct data **out, const struct data_spec *spec, struct err *e) {
     if (rc == OK && spec->size && i->size != spec->size)
         rc = err_set(&here, E_CONFLICT, "%s: its examples are %d wide, the network takes %d", spec->path, i->size, spec->size);
     if (rc == OK && spec->channels && i->channels != spec->channels)
-        rc = err_set(&here, E_CONFLICT, "%s: its examples have %d channels, the network takes %d", spec->path, i->channels, spec->channels);
+        rc = err_set(&here, E_CONFLICT, "%s: its examples have %d channels, the network takes %d", spec->path, i->channels,
+                     spec->channels);
     if (rc == OK) return *out = d, OK;
     data_close(d);
     return err_param(e, rc, here.param[0] ? here.param : "data", "%s", here.text);
@@ -122,8 +127,8 @@ const struct data_info *data_info(const struct data *d) { return &d->info; }
 /* ---- order ---- */
 
 /*
- * A Feistel network of six rounds over 2*half bits, the smallest even number of bits that holds n, with Philox as its round function;
- * results beyond n walk on along their cycle, at most three times on average (Black and Rogaway 2002).
+ * A Feistel network of six rounds over 2*half bits, the smallest even number of bits that holds n, with Philox as its round
+ * function; results beyond n walk on along their cycle, at most three times on average (Black and Rogaway 2002).
  */
 uint64_t data_order(uint64_t seed, uint64_t epoch, uint64_t n, uint64_t place) {
     int half = 1;

@@ -2,16 +2,18 @@
 /*
  * data: what a network learns from, as numbered examples, whatever they are kept as.
  *
- *   IDX       a folder with train-images-idx3-ubyte and train-labels-idx1-ubyte (.gz or plain), or such a file of images: MNIST and its kin
- *   pictures  a folder of folders, one a class in the order of their names, of PNG and JPEG files in the order of theirs (sitd encode's order)
- *   latents   a safetensors file, or a folder of them (shards, in the order of their names): mean and logvar of a VAE's posterior, as sitd
- *             encode writes them
+ *   IDX       a folder with train-images-idx3-ubyte and train-labels-idx1-ubyte (.gz or plain), or such a file of images: MNIST
+ * and its kin pictures  a folder of folders, one a class in the order of their names, of PNG and JPEG files in the order of
+ * theirs (sitd encode's order) latents   a safetensors file, or a folder of them (shards, in the order of their names): mean and
+ * logvar of a VAE's posterior, as sitd encode writes them
  *
- * An example is [C, I, I] floats and a label. Pixels become -1..1. IDX pictures smaller than the wanted side are put in the middle of black;
- * other pictures are made smaller by ADM's centre crop. Of latents a fresh sample of the posterior is drawn each time, times the scale.
+ * An example is [C, I, I] floats and a label. Pixels become -1..1. IDX pictures smaller than the wanted side are put in the
+ * middle of black; other pictures are made smaller by ADM's centre crop. Of latents a fresh sample of the posterior is drawn each
+ * time, times the scale.
  *
- * The order: example `place` of epoch e is a bijection of 0..n-1 keyed by (seed, e), computed, not stored (data_order). So a run continues exactly
- * where it stood, whatever it was cut into. What is drawn for an example (flip, posterior) depends on (seed, position in the whole run).
+ * The order: example `place` of epoch e is a bijection of 0..n-1 keyed by (seed, e), computed, not stored (data_order). So a run
+ * continues exactly where it stood, whatever it was cut into. What is drawn for an example (flip, posterior) depends on (seed,
+ * position in the whole run).
  *
  * Sizes, counts and labels are checked at open; IDX and latents are read whole then, pictures when they are wanted. Every failure
  * names the file. Thread: data_open and data_close the owner's; data_example any, at once.
@@ -36,16 +38,17 @@ struct data_spec {
 struct data_info {
     int64_t n;
     int channels, size, classes;
-    char **names;     // [classes] or NULL: the data does not say
+    char **names; // [classes] or NULL: the data does not say
     bool latents;
     double scale;     // of latents
     const char *vae;  // the VAE that made the latents, or NULL
     const char *kind; // "IDX", "pictures", "latents": for messages
 };
 
-// E_NOTFOUND, E_FORMAT, E_CONFLICT (mixed sizes, counts or channels that do not fit), E_RANGE (labels), E_NOMEM, and as the readers. param: "data".
+// E_NOTFOUND, E_FORMAT, E_CONFLICT (mixed sizes, counts or channels that do not fit), E_RANGE (labels), E_NOMEM, and as the
+// readers. param: "data".
 int data_open(struct data **, const struct data_spec *, struct err *);
-void data_close(struct data *); // NULL is fine
+void data_close(struct data *);                         // NULL is fine
 const struct data_info *data_info(const struct data *); // borrowed
 
 // Example number `position` of the whole run (epochs follow each other): x [C, I, I].

@@ -22,11 +22,13 @@ static void set_close(void *ctx) {
 static int read_one(const struct data *d, int64_t index, uint64_t draw, float *x, int32_t *label, struct err *e) {
     (void)draw, (void)e;
     const struct set *s = d->set;
-    int side = d->info.size, h = (int)s->images.shape[1], w = (int)s->images.shape[2], left = (side - w) / 2, top = (side - h) / 2;
+    int side = d->info.size, h = (int)s->images.shape[1], w = (int)s->images.shape[2], left = (side - w) / 2,
+        top = (side - h) / 2;
     size_t plane = (size_t)side * (size_t)side, bytes = (size_t)h * (size_t)w;
     for (size_t i = 0; i < plane; i++) x[i] = -1; // black
     for (int i = 0; i < h; i++)
-        data_planes(x + (size_t)(top + i) * (size_t)side + (size_t)left, s->images.data + (size_t)index * bytes + (size_t)i * (size_t)w, w, 1, 1, 1);
+        data_planes(x + (size_t)(top + i) * (size_t)side + (size_t)left,
+                    s->images.data + (size_t)index * bytes + (size_t)i * (size_t)w, w, 1, 1, 1);
     for (int c = 1; c < d->info.channels; c++) memcpy(x + (size_t)c * plane, x, plane * sizeof *x);
     *label = s->labels.data[index];
     return OK;
@@ -45,10 +47,14 @@ static int check(struct data *d, const char *images, const char *labels, struct 
     if (s->images.ndim != 3) return err_set(e, E_FORMAT, "%s has %d dimensions, images have 3", images, s->images.ndim);
     if (s->labels.ndim != 1) return err_set(e, E_FORMAT, "%s has %d dimensions, labels have 1", labels, s->labels.ndim);
     if (shape[0] != s->labels.shape[0])
-        return err_set(e, E_CONFLICT, "%s holds %lld images, %s %lld labels", images, (long long)shape[0], labels, (long long)s->labels.shape[0]);
-    if (most > 1024) return err_set(e, E_RANGE, "%s: its images are %lld x %lld, the limit is 1024", images, (long long)shape[2], (long long)shape[1]);
+        return err_set(e, E_CONFLICT, "%s holds %lld images, %s %lld labels", images, (long long)shape[0], labels,
+                       (long long)s->labels.shape[0]);
+    if (most > 1024)
+        return err_set(e, E_RANGE, "%s: its images are %lld x %lld, the limit is 1024", images, (long long)shape[2],
+                       (long long)shape[1]);
     if (d->spec.size && d->spec.size < most)
-        return err_set(e, E_CONFLICT, "%s: its images are %lld x %lld, more than the %d that the network takes", images, (long long)shape[2], (long long)shape[1], d->spec.size);
+        return err_set(e, E_CONFLICT, "%s: its images are %lld x %lld, more than the %d that the network takes", images,
+                       (long long)shape[2], (long long)shape[1], d->spec.size);
     d->info.size = d->spec.size ? d->spec.size : (int)most;
     return OK;
 }

@@ -26,7 +26,8 @@ int data_list(struct data_names *, const char *folder, bool (*pass)(const char *
 void data_names_free(struct data_names *);
 bool data_ends_with(const char *path, const char *ending); // any letter case
 
-// 8-bit pixels [h, w, from] to planes [channels, h, w] in -1..1; grey becomes equal planes, colour the mean of them only where channels is 1.
+// 8-bit pixels [h, w, from] to planes [channels, h, w] in -1..1; grey becomes equal planes, colour the mean of them only where
+// channels is 1.
 void data_planes(float *x, const uint8_t *pixels, int w, int h, int from, int channels);
 
 #endif

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
  * Latents: shards with mean and logvar [n, C, h, w] (float32) and label [n] (int64), as sitd encode writes them. An example is
- * (mean + exp(logvar/2) noise - shift) scale, its noise Philox of (seed, position in the run): a fresh posterior sample an epoch, as
- * encoding during training would give. "mean" alone, without logvar, is taken as it is.
+ * (mean + exp(logvar/2) noise - shift) scale, its noise Philox of (seed, position in the run): a fresh posterior sample an epoch,
+ * as encoding during training would give. "mean" alone, without logvar, is taken as it is.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -62,7 +62,8 @@ static int read_one(const struct data *d, int64_t index, uint64_t draw, float *x
     float scale = (float)s->scale, shift = (float)s->shift, z[4];
     for (size_t i = 0; i < numel; i++) {
         // a key of its own ("post"): not the noise that training adds
-        if (shard->logvar && i % 4 == 0) philox_normal4(d->spec.seed ^ 0x706f7374, (uint32_t)draw, (uint32_t)(draw >> 32), (uint32_t)(i / 4), z);
+        if (shard->logvar && i % 4 == 0)
+            philox_normal4(d->spec.seed ^ 0x706f7374, (uint32_t)draw, (uint32_t)(draw >> 32), (uint32_t)(i / 4), z);
         float v = float_at(shard->mean, at + i);
         if (shard->logvar) v += expf(0.5f * float_at(shard->logvar, at + i)) * z[i % 4];
         x[i] = (v - shift) * scale;
@@ -74,11 +75,15 @@ static int read_one(const struct data *d, int64_t index, uint64_t draw, float *x
 static int check_shape(struct data *d, const struct tensor *t, const char *path, int64_t n, struct err *e) {
     char shape[64];
     tensor_shape_text(t, shape, sizeof shape);
-    if (t->ndim != 4 || t->dtype != DT_F32 || t->shape[2] != t->shape[3] || t->shape[0] < 1 || t->shape[1] < 1 || t->shape[1] > 1024 || t->shape[2] < 1 || t->shape[2] > 1024)
-        return err_param(e, E_FORMAT, t->name, "%s: '%s' is %s %s, not float32 [n, C, I, I]", path, t->name, dtype_name(t->dtype), shape);
-    if (t->shape[0] != n) return err_param(e, E_CONFLICT, t->name, "%s: '%s' is %s, there are %lld labels", path, t->name, shape, (long long)n);
+    if (t->ndim != 4 || t->dtype != DT_F32 || t->shape[2] != t->shape[3] || t->shape[0] < 1 || t->shape[1] < 1 ||
+        t->shape[1] > 1024 || t->shape[2] < 1 || t->shape[2] > 1024)
+        return err_param(e, E_FORMAT, t->name, "%s: '%s' is %s %s, not float32 [n, C, I, I]", path, t->name, dtype_name(t->dtype),
+                         shape);
+    if (t->shape[0] != n)
+        return err_param(e, E_CONFLICT, t->name, "%s: '%s' is %s, there are %lld labels", path, t->name, shape, (long long)n);
     if (d->info.size && (t->shape[1] != d->info.channels || t->shape[2] != d->info.size))
-        return err_param(e, E_CONFLICT, t->name, "%s: '%s' is %s, the first shard's are [n, %d, %d, %d]", path, t->name, shape, d->info.channels, d->info.size, d->info.size);
+        return err_param(e, E_CONFLICT, t->name, "%s: '%s' is %s, the first shard's are [n, %d, %d, %d]", path, t->name, shape,
+                         d->info.channels, d->info.size, d->info.size);
     d->info.channels = (int)t->shape[1];
     d->info.size = (int)t->shape[2];
     return tensor_check_finite(t, e) ? err_prefix(e, "%s", path) : OK;
@@ -88,19 +93,23 @@ static int check_labels(struct data *d, const struct shard *s, const char *path,
     for (int64_t i = 0; i < s->n; i++) {
         int64_t label = label_at(s, i);
         if (label < 0 || label >= 1 << 24)
-            return err_param(e, E_RANGE, "label", "%s: label %lld of example %lld is out of range", path, (long long)label, (long long)i);
+            return err_param(e, E_RANGE, "label", "%s: label %lld of example %lld is out of range", path, (long long)label,
+                             (long long)i);
         if (label >= d->info.classes) d->info.classes = (int)label + 1;
     }
     return OK;
 }
 
 // Number in the file's description; all shards must say the same.
-static int get_number(const struct set *set, const struct shard *s, const char *key, double usual, double *value, const char *path, struct err *e) {
+static int get_number(const struct set *set, const struct shard *s, const char *key, double usual, double *value,
+                      const char *path, struct err *e) {
     const char *text = describe(s, key);
     char *end = NULL;
     double v = text ? strtod(text, &end) : usual;
-    if ((text && (end == text || *end)) || !isfinite(v)) return err_param(e, E_FORMAT, key, "%s: its %s is '%s', not a number", path, key, text);
-    if (set->n > 0 && v != *value) return err_param(e, E_CONFLICT, key, "%s: its %s is %g, the first shard's %g", path, key, v, *value);
+    if ((text && (end == text || *end)) || !isfinite(v))
+        return err_param(e, E_FORMAT, key, "%s: its %s is '%s', not a number", path, key, text);
+    if (set->n > 0 && v != *value)
+        return err_param(e, E_CONFLICT, key, "%s: its %s is %g, the first shard's %g", path, key, v, *value);
     *value = v;
     return OK;
 }
@@ -111,9 +120,13 @@ static int add_shard(struct data *d, struct set *set, const char *path, struct e
     int rc = file_read(&s->bytes, &size, path, MAX_FILE, e);
     if (rc != OK) return rc;
     if (safetensors_parse(&s->file, s->bytes, size, e)) return mem_free(s->bytes), err_prefix(e, "%s", path);
-    const struct tensor *mean = tensor_find(&s->file.table, "mean"), *logvar = tensor_find(&s->file.table, "logvar"), *label = tensor_find(&s->file.table, "label");
-    if (!mean || !label) rc = err_param(e, E_FORMAT, mean ? "label" : "mean", "%s holds no tensor '%s': these are not sitd encode's latents", path, mean ? "label" : "mean");
-    else if (label->ndim != 1 || label->dtype != DT_I64) rc = err_param(e, E_FORMAT, "label", "%s: 'label' is not int64 [n]", path);
+    const struct tensor *mean = tensor_find(&s->file.table, "mean"), *logvar = tensor_find(&s->file.table, "logvar"),
+                        *label = tensor_find(&s->file.table, "label");
+    if (!mean || !label)
+        rc = err_param(e, E_FORMAT, mean ? "label" : "mean", "%s holds no tensor '%s': these are not sitd encode's latents", path,
+                       mean ? "label" : "mean");
+    else if (label->ndim != 1 || label->dtype != DT_I64)
+        rc = err_param(e, E_FORMAT, "label", "%s: 'label' is not int64 [n]", path);
     else s->n = label->shape[0];
     if (rc == OK) rc = check_shape(d, mean, path, s->n, e);
     if (rc == OK && logvar) rc = check_shape(d, logvar, path, s->n, e);

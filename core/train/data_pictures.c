@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Pictures: one folder a class. Files are listed at open and decoded when they are wanted; one that cannot be read ends the run by name.
+// Pictures: one folder a class. Files are listed at open and decoded when they are wanted; one that cannot be read ends the run
+// by name.
 #include <string.h>
 #include <sys/stat.h>
 
@@ -32,7 +33,8 @@ static int decode(uint8_t **pixels, int *w, int *h, int *channels, const char *p
     size_t n;
     int rc = file_read(&bytes, &n, path, MAX_BYTES, e);
     if (rc != OK) return rc;
-    bool jpeg = n > 2 && memcmp(bytes, "\xff\xd8", 2) == 0; // what it is, not what it is called: ImageNet holds a PNG called .JPEG
+    bool jpeg =
+        n > 2 && memcmp(bytes, "\xff\xd8", 2) == 0; // what it is, not what it is called: ImageNet holds a PNG called .JPEG
     rc = jpeg ? jpeg_decode(pixels, w, h, channels, bytes, n, e) : png_decode(pixels, w, h, channels, bytes, n, NULL, NULL, e);
     mem_free(bytes);
     if (rc != OK) err_prefix(e, "%s", path);
@@ -66,7 +68,9 @@ static bool is_folder(const char *path) {
     struct stat st;
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
-static bool is_picture(const char *path) { return data_ends_with(path, ".png") || data_ends_with(path, ".jpg") || data_ends_with(path, ".jpeg"); }
+static bool is_picture(const char *path) {
+    return data_ends_with(path, ".png") || data_ends_with(path, ".jpg") || data_ends_with(path, ".jpeg");
+}
 
 static int add_class(struct data *d, struct set *s, const char *folder, struct err *e) {
     int k = s->classes;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * A ring of slots; microbatch q lives in slot q % SLOTS. Workers take the next number that is not begun, once its slot is free; the
- * reader takes numbers in order. One lock, two conditions.
+ * A ring of slots; microbatch q lives in slot q % SLOTS. Workers take the next number that is not begun, once its slot is free;
+ * the reader takes numbers in order. One lock, two conditions.
  */
 #include "core/train/feed.h"
 
@@ -120,4 +120,3 @@ int feed_next(struct feed *f, struct feed_batch *b, struct err *e) {
     *b = (struct feed_batch){s->x, s->label, f->spec.first + (int)(q % micros) * f->spec.rows};
     return s->err.status == OK ? OK : err_param(e, s->err.status, s->err.param, "%s", s->err.text);
 }
-

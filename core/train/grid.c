@@ -44,9 +44,11 @@ static void choose_sampler(struct work *w) {
 static int open_vae(struct work *w, const char *path, struct err *e) {
     const struct arch *a = &w->c->desc.arch;
     struct vae_size size = {.height = a->input_size, .width = a->input_size, .decode = true};
-    if (vae_file_open(&w->file, path, NULL, e) || vae_new(&w->vae, w->k, &w->file.arch, &w->file.table, &size, e)) return e->status;
+    if (vae_file_open(&w->file, path, NULL, e) || vae_new(&w->vae, w->k, &w->file.arch, &w->file.table, &size, e))
+        return e->status;
     if (w->file.arch.latent_channels != a->in_channels || (w->file.arch.image_channels != 1 && w->file.arch.image_channels != 3))
-        return err_param(e, E_CONFLICT, "vae", "%s decodes latents of %d channels, the network makes %d", path, w->file.arch.latent_channels, a->in_channels);
+        return err_param(e, E_CONFLICT, "vae", "%s decodes latents of %d channels, the network makes %d", path,
+                         w->file.arch.latent_channels, a->in_channels);
     w->side = a->input_size * vae_factor(&w->file.arch);
     w->channels = w->file.arch.image_channels;
     w->picture = mem_array(vae_numel(w->vae, VAE_DECODE), sizeof(float));
@@ -72,7 +74,8 @@ static int open_all(struct work *w, const struct tensor_table *weights, const ch
 
 // Picture i into its place: classes across, further pictures of a class down.
 static void place(struct work *w, int i, const float *x) {
-    size_t side = (size_t)w->side, line = (size_t)(w->columns * (w->side + GAP) + GAP), plane = side * side, ch = (size_t)w->channels;
+    size_t side = (size_t)w->side, line = (size_t)(w->columns * (w->side + GAP) + GAP), plane = side * side,
+           ch = (size_t)w->channels;
     size_t left = (size_t)(i % w->columns) * (side + GAP) + GAP, top = (size_t)(i / w->columns) * (side + GAP) + GAP;
     for (size_t p = 0; p < plane; p++)
         for (size_t c = 0; c < ch; c++) {
@@ -98,7 +101,11 @@ static int sample(struct work *w, int first, int n, struct err *e) {
     struct runner_slot slots[ROWS / 2], *moving[ROWS / 2];
     int rc = OK, left = n;
     for (int i = 0; rc == OK && i < n; i++) {
-        slots[i] = (struct runner_slot){.slot = i, .label = (first + i) % w->columns, .seed = w->c->objective.seed, .image = (uint32_t)(first + i), .null_of = -1};
+        slots[i] = (struct runner_slot){.slot = i,
+                                        .label = (first + i) % w->columns,
+                                        .seed = w->c->objective.seed,
+                                        .image = (uint32_t)(first + i),
+                                        .null_of = -1};
         moving[i] = &slots[i];
         rc = runner_start(w->runner, &slots[i], &w->spec, &w->model, e);
     }
@@ -108,17 +115,21 @@ static int sample(struct work *w, int first, int n, struct err *e) {
         for (int i = left = 0; i < n; i++)
             if (!slots[i].done) moving[left++] = &slots[i];
     }
-    for (int i = 0; rc == OK && i < n; i++) rc = slots[i].err.status ? err_set(e, slots[i].err.status, "%s", slots[i].err.text) : finish(w, i, first + i, e);
+    for (int i = 0; rc == OK && i < n; i++)
+        rc = slots[i].err.status ? err_set(e, slots[i].err.status, "%s", slots[i].err.text) : finish(w, i, first + i, e);
     return rc;
 }
 
-int grid_write(const char *path, const struct train_config *c, struct kern *k, const struct tensor_table *weights, const char *vae, struct err *e) {
+int grid_write(const char *path, const struct train_config *c, struct kern *k, const struct tensor_table *weights,
+               const char *vae, struct err *e) {
     struct work w = {.c = c, .k = k};
     uint8_t *png;
     size_t size;
     int rc = open_all(&w, weights, vae, e);
     for (int i = 0; rc == OK && i < w.n; i += ROWS / 2) rc = sample(&w, i, w.n - i < ROWS / 2 ? w.n - i : ROWS / 2, e);
-    if (rc == OK) rc = png_encode(&png, &size, w.pixels, w.columns * (w.side + GAP) + GAP, c->sample_each * (w.side + GAP) + GAP, w.channels, 6, NULL, 0, e);
+    if (rc == OK)
+        rc = png_encode(&png, &size, w.pixels, w.columns * (w.side + GAP) + GAP, c->sample_each * (w.side + GAP) + GAP,
+                        w.channels, 6, NULL, 0, e);
     if (rc == OK) {
         rc = file_write(path, png, size, e);
         mem_free(png);

@@ -74,7 +74,8 @@ static void publish(struct keeper *k) {
     struct err *e = &k->publish_err;
     k->desc = k->config->desc; // its labels stay the configuration's
     k->desc.step = s->step;
-    if (!k->config->objective.discrete && (k->desc.n_loss_curve = objective_bins_curve(&s->bins, k->curve)) > 1) k->desc.loss_curve = k->curve;
+    if (!k->config->objective.discrete && (k->desc.n_loss_curve = objective_bins_curve(&s->bins, k->curve)) > 1)
+        k->desc.loss_curve = k->curve;
     else k->desc.n_loss_curve = 0;
     if (dit_train_export(s->net, &table, s->array[SNAPSHOT_EMA], e) == OK) model_publish(k->config->publish, &k->desc, &table, e);
     mem_free(table.tensors);

@@ -3,8 +3,9 @@
  * keeper: what becomes of snapshots: checkpoints in OUT/checkpoints, written behind the trainer's back, old ones removed by rule;
  * versions of the model in a directory that a daemon serves.
  *
- * One snapshot, one writer thread a save: keeper_wait before the snapshot is filled anew, keeper_start after. A save that fails (disk full) removes
- * only its own temporary file: checkpoints before it stay, the failure is told and the run goes on. Thread: the trainer's.
+ * One snapshot, one writer thread a save: keeper_wait before the snapshot is filled anew, keeper_start after. A save that fails
+ * (disk full) removes only its own temporary file: checkpoints before it stay, the failure is told and the run goes on. Thread:
+ * the trainer's.
  */
 #ifndef SITD_TRAIN_KEEPER_H
 #define SITD_TRAIN_KEEPER_H
@@ -15,7 +16,7 @@
 struct keeper {
     const struct train_config *config;
     const struct snapshot *snapshot;
-    char last[600];     // path of the newest checkpoint that is whole, or ""
+    char last[600]; // path of the newest checkpoint that is whole, or ""
     /* PRIVATE: of the work that is under way */
     bool running, save, publish;
     pthread_t thread;
@@ -31,9 +32,9 @@ int keeper_open(struct keeper *, const struct train_config *, const struct snaps
 int keeper_newest(const struct train_config *, char *path, struct err *);
 // Writes the snapshot as a checkpoint, and publishes its first EMA, at once.
 void keeper_start(struct keeper *, bool save, bool publish);
-struct keeper_result { // of what keeper_start was asked for, once it has ended
-    bool saved, published;              // asked for, and done
-    struct err save_err, publish_err;   // asked for, and failed
+struct keeper_result {                // of what keeper_start was asked for, once it has ended
+    bool saved, published;            // asked for, and done
+    struct err save_err, publish_err; // asked for, and failed
     int64_t step;
 };
 // Waits for what runs. false: nothing did.

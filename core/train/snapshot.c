@@ -19,7 +19,8 @@ static const char *const prefixes[SNAPSHOT_ARRAYS] = {"model", "exp_avg", "exp_a
 int snapshot_new(struct snapshot *s, const struct dit_train *net, int n_ema, struct err *e) {
     *s = (struct snapshot){.net = net, .n = dit_train_floats(net), .n_arrays = SNAPSHOT_EMA + n_ema, .best = INFINITY};
     for (int i = 0; i < s->n_arrays; i++)
-        if (!(s->array[i] = mem_array(s->n, sizeof(float)))) return snapshot_free(s), err_set(e, E_NOMEM, "no memory for a copy of the training state");
+        if (!(s->array[i] = mem_array(s->n, sizeof(float))))
+            return snapshot_free(s), err_set(e, E_NOMEM, "no memory for a copy of the training state");
     return OK;
 }
 
@@ -44,19 +45,29 @@ static void listing_free(struct listing *l) {
 static int list_arrays(struct listing *l, const struct snapshot *s, struct err *e) {
     const struct dit_param *param;
     int n = dit_train_params(s->net, &param), total = n * s->n_arrays + 1;
-    *l = (struct listing){.table.tensors = mem_array((size_t)total, sizeof *l->table.tensors), .names = mem_array((size_t)total, sizeof *l->names)};
+    *l = (struct listing){.table.tensors = mem_array((size_t)total, sizeof *l->table.tensors),
+                          .names = mem_array((size_t)total, sizeof *l->names)};
     if (!l->table.tensors || !l->names) return err_set(e, E_NOMEM, "no memory for a list of %d tensors", total);
     for (int a = 0; a < s->n_arrays; a++)
         for (int i = 0; i < n; i++) {
             struct tensor *t = &l->table.tensors[l->table.n];
             char *name = l->names[l->table.n++];
             snprintf(name, sizeof *l->names, "%s.%s", prefixes[a], param[i].name);
-            *t = (struct tensor){.name = name, .ndim = param[i].ndim, .data = s->array[a] + param[i].offset, .count = param[i].count, .bytes = param[i].count * sizeof(float)};
+            *t = (struct tensor){.name = name,
+                                 .ndim = param[i].ndim,
+                                 .data = s->array[a] + param[i].offset,
+                                 .count = param[i].count,
+                                 .bytes = param[i].count * sizeof(float)};
             memcpy(t->shape, param[i].shape, sizeof t->shape);
         }
     size_t bins = sizeof s->bins / sizeof(double);
-    l->table.tensors[l->table.n++] = (struct tensor){
-        .name = "loss_by_time", .dtype = DT_F64, .ndim = 2, .shape = {2, OBJECTIVE_BINS}, .data = &s->bins, .count = bins, .bytes = sizeof s->bins};
+    l->table.tensors[l->table.n++] = (struct tensor){.name = "loss_by_time",
+                                                     .dtype = DT_F64,
+                                                     .ndim = 2,
+                                                     .shape = {2, OBJECTIVE_BINS},
+                                                     .data = &s->bins,
+                                                     .count = bins,
+                                                     .bytes = sizeof s->bins};
     return OK;
 }
 
@@ -107,13 +118,15 @@ static int check_facts(const struct safetensors *f, const struct train_config *c
         const char *had = meta_of(f, facts[i].name);
         if (!had) return err_param(e, E_FORMAT, facts[i].name, "it does not say its %s", facts[i].name);
         if (strcmp(had, facts[i].value))
-            return err_param(e, E_CONFLICT, facts[i].name, "its run has %s = %s, this one %s: a run is continued as it was begun", facts[i].name, had, facts[i].value);
+            return err_param(e, E_CONFLICT, facts[i].name, "its run has %s = %s, this one %s: a run is continued as it was begun",
+                             facts[i].name, had, facts[i].value);
     }
     return OK;
 }
 
 // One tensor of each parameter under a prefix, into a flat array.
-static int take_array(float *flat, const struct snapshot *s, const struct tensor_table *table, const char *prefix, struct err *e) {
+static int take_array(float *flat, const struct snapshot *s, const struct tensor_table *table, const char *prefix,
+                      struct err *e) {
     const struct dit_param *param;
     int n = dit_train_params(s->net, &param);
     for (int i = 0; i < n; i++) {
@@ -121,7 +134,8 @@ static int take_array(float *flat, const struct snapshot *s, const struct tensor
         snprintf(name, sizeof name, "%s.%s", prefix, param[i].name);
         const struct tensor *t = tensor_find(table, name);
         if (!t) return err_param(e, E_FORMAT, name, "tensor '%s' is missing", name);
-        if (!tensor_shape_is(t, param[i].ndim, param[i].shape)) return err_param(e, E_CONFLICT, name, "tensor '%s' has another shape than the network's", name);
+        if (!tensor_shape_is(t, param[i].ndim, param[i].shape))
+            return err_param(e, E_CONFLICT, name, "tensor '%s' has another shape than the network's", name);
         if (tensor_check_finite(t, e) || tensor_to_f32(flat + param[i].offset, t, e)) return e->status;
     }
     return OK;
@@ -137,14 +151,16 @@ static int take_ours(struct snapshot *s, const struct safetensors *f, const stru
     s->step = step ? strtoll(step, &end, 10) : -1;
     if (s->step < 0 || s->step > UINT32_MAX || *end) return err_param(e, E_FORMAT, "step", "its step is not a number");
     s->best = best ? strtod(best, NULL) : INFINITY;
-    if (!bins || bins->dtype != DT_F64 || bins->bytes != sizeof s->bins) return err_param(e, E_FORMAT, "loss_by_time", "tensor 'loss_by_time' is missing or misshapen");
+    if (!bins || bins->dtype != DT_F64 || bins->bytes != sizeof s->bins)
+        return err_param(e, E_FORMAT, "loss_by_time", "tensor 'loss_by_time' is missing or misshapen");
     memcpy(&s->bins, bins->data, sizeof s->bins);
     return OK;
 }
 
 /* ---- the authors' files ---- */
 
-static int take_part(float *flat, const struct snapshot *s, const void *bytes, size_t n, const char *part, const struct arch *a, struct err *e) {
+static int take_part(float *flat, const struct snapshot *s, const void *bytes, size_t n, const char *part, const struct arch *a,
+                     struct err *e) {
     struct pt pt;
     int rc = pt_parse_part(&pt, bytes, n, part, e);
     if (rc != OK) return rc;
@@ -155,7 +171,8 @@ static int take_part(float *flat, const struct snapshot *s, const void *bytes, s
     return rc;
 }
 
-// The optimiser knows parameters by number, counted as state_dict has them, the frozen position table included (models-and-math 8.3).
+// The optimiser knows parameters by number, counted as state_dict has them, the frozen position table included
+// (models-and-math 8.3).
 static int take_moments(struct snapshot *s, const struct tensor_table *opt, const struct tensor_table *model, struct err *e) {
     const struct dit_param *param;
     int n = dit_train_params(s->net, &param);
@@ -167,7 +184,8 @@ static int take_moments(struct snapshot *s, const struct tensor_table *opt, cons
             const struct tensor *t = tensor_find(opt, key);
             if (!t || !tensor_shape_is(t, param[i].ndim, param[i].shape))
                 return err_param(e, E_CONFLICT, "opt", "'opt' has no moment '%s' of the shape of '%s'", key, param[i].name);
-            if (tensor_check_finite(t, e) || tensor_to_f32(s->array[SNAPSHOT_MOMENT1 + m] + param[i].offset, t, e)) return e->status;
+            if (tensor_check_finite(t, e) || tensor_to_f32(s->array[SNAPSHOT_MOMENT1 + m] + param[i].offset, t, e))
+                return e->status;
         }
     return OK;
 }
@@ -186,7 +204,8 @@ static int take_opt(struct snapshot *s, const void *bytes, size_t n, struct err 
     }
     for (int i = 0; i < pt.n_meta && step < 0; i++) // old PyTorch: a plain number
         if (strstr(pt.meta[i].key, ".step")) step = strtof(pt.meta[i].value, NULL);
-    if (rc == OK && !(step >= 0 && step < 16777216)) rc = err_param(e, E_FORMAT, "opt", "'opt' does not say its step"); // float32 counts to 2^24
+    if (rc == OK && !(step >= 0 && step < 16777216))
+        rc = err_param(e, E_FORMAT, "opt", "'opt' does not say its step"); // float32 counts to 2^24
     if (rc == OK) s->step = (int64_t)step;
     pt_close(&pt);
     return rc;
@@ -208,8 +227,9 @@ int snapshot_read(struct snapshot *s, const char *path, const struct train_confi
     if (rc != OK) return rc;
     if (n > 4 && memcmp(bytes, "PK\3\4", 4) == 0) rc = take_authors(s, bytes, n, c, &here);
     else if ((rc = safetensors_parse(&f, bytes, n, &here)) == OK) {
-        rc = is_ours(&f) ? take_ours(s, &f, c, &here)
-                         : err_set(&here, E_UNSUPPORTED, "it holds no training state to continue; to begin from its weights, use --init");
+        rc = is_ours(&f)
+                 ? take_ours(s, &f, c, &here)
+                 : err_set(&here, E_UNSUPPORTED, "it holds no training state to continue; to begin from its weights, use --init");
         safetensors_close(&f);
     }
     mem_free(bytes);
@@ -218,7 +238,8 @@ int snapshot_read(struct snapshot *s, const char *path, const struct train_confi
 
 /* ---- fine-tuning ---- */
 
-// Weights by the authors' names: the table's own, or those of prefix "ema." in a file of ours. The label table is replaced where it does not fit.
+// Weights by the authors' names: the table's own, or those of prefix "ema." in a file of ours. The label table is replaced where
+// it does not fit.
 static int take_weights(struct snapshot *s, const struct tensor_table *from, bool ours, const struct arch *a, struct err *e) {
     struct tensor_table table = {.tensors = mem_array((size_t)from->n + 1, sizeof *table.tensors)};
     const struct dit_param *param;
@@ -231,7 +252,8 @@ static int take_weights(struct snapshot *s, const struct tensor_table *from, boo
         if (ours) t.name += 4;
         for (int p = 0; p < n && strcmp(t.name, LABELS) == 0; p++)
             if (strcmp(param[p].name, LABELS) == 0 && t.ndim == 2 && t.shape[0] != param[p].shape[0])
-                t.dtype = DT_F32, t.shape[0] = param[p].shape[0], t.data = flat + param[p].offset, t.count = param[p].count, t.bytes = t.count * sizeof(float);
+                t.dtype = DT_F32, t.shape[0] = param[p].shape[0], t.data = flat + param[p].offset, t.count = param[p].count,
+                t.bytes = t.count * sizeof(float);
         table.tensors[table.n++] = t;
     }
     rc = arch_match(a, &table, e);

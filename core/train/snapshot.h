@@ -4,10 +4,12 @@
  *
  * A file is safetensors. Tensors, for each parameter NAME (the authors' names): model.NAME, exp_avg.NAME and exp_avg_sq.NAME
  * (AdamW's moments), ema.NAME and, with several decays, ema1.NAME and so on; loss_by_time [2, bins]. __metadata__: kind
- * "sitd-train", step (finished steps: it is the random numbers' and the data's position too), best, and what a run that continues it must
- * have in common with it (config.h's facts). Written under a temporary name, synced, renamed: a file of that name is whole.
+ * "sitd-train", step (finished steps: it is the random numbers' and the data's position too), best, and what a run that continues
+ * it must have in common with it (config.h's facts). Written under a temporary name, synced, renamed: a file of that name is
+ * whole.
  *
- * The authors' training checkpoints (.pt of DiT and SiT: model, ema, opt) are read too. Thread: one at a time; several may read one.
+ * The authors' training checkpoints (.pt of DiT and SiT: model, ema, opt) are read too. Thread: one at a time; several may read
+ * one.
  */
 #ifndef SITD_TRAIN_SNAPSHOT_H
 #define SITD_TRAIN_SNAPSHOT_H
@@ -28,10 +30,12 @@ struct snapshot {
 int snapshot_new(struct snapshot *, const struct dit_train *, int n_ema, struct err *);
 void snapshot_free(struct snapshot *);
 int snapshot_write(const struct snapshot *, const char *path, const struct train_config *, struct err *);
-// A run continues: fills everything. E_CONFLICT names the option (param) in which the file and the configuration differ; E_FORMAT, E_NONFINITE.
+// A run continues: fills everything. E_CONFLICT names the option (param) in which the file and the configuration differ;
+// E_FORMAT, E_NONFINITE.
 int snapshot_read(struct snapshot *, const char *path, const struct train_config *, struct err *);
-// A run begins from a file's weights (its EMA where it has one), any that checkpoint_open reads or one of ours: weights and EMAs are set, the rest
-// stays as it is. A label table of another number of classes is left out: its rows keep the values that array[SNAPSHOT_WEIGHTS] has.
+// A run begins from a file's weights (its EMA where it has one), any that checkpoint_open reads or one of ours: weights and EMAs
+// are set, the rest stays as it is. A label table of another number of classes is left out: its rows keep the values that
+// array[SNAPSHOT_WEIGHTS] has.
 int snapshot_init(struct snapshot *, const char *path, const struct train_config *, struct err *);
 
 #endif

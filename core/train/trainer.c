@@ -34,7 +34,8 @@ static int microbatch(struct trainer *t, int m, struct err *e) {
     if (!rc) rc = k->mix(k, xt, t->x0, t->x1, t->numel, t->mix, t->rows);
     if (rc) return trainer_kern(t, rc, e);
     if (dit_train_forward(t->net, t->rows, t->time, t->label, e)) return e->status;
-    rc = k->loss(k, dit_train_dout(t->net), loss, dit_train_out(t->net), t->out_ld, t->x1, t->x0, xt, t->numel, t->judge, t->rows);
+    rc =
+        k->loss(k, dit_train_dout(t->net), loss, dit_train_out(t->net), t->out_ld, t->x1, t->x0, xt, t->numel, t->judge, t->rows);
     if (rc) return trainer_kern(t, rc, e);
     if (t->peers.ready && m == t->micros - 1) dit_train_on_grads(t->net, t->peers.ready, t->peers.ctx);
     rc = dit_train_backward(t->net, t->rows, e);
@@ -43,18 +44,30 @@ static int microbatch(struct trainer *t, int m, struct err *e) {
 }
 
 // The seam of data parallel training: before it the gradients are this process's, after it everybody's.
-static int reduce(struct trainer *t, struct err *e) { return t->peers.finish ? t->peers.finish(t->peers.ctx, dit_train_grads(t->net), t->n, NULL, 0, e) : OK; }
+static int reduce(struct trainer *t, struct err *e) {
+    return t->peers.finish ? t->peers.finish(t->peers.ctx, dit_train_grads(t->net), t->n, NULL, 0, e) : OK;
+}
 
 static int update(struct trainer *t, struct err *e) {
     const struct train_config *c = t->c;
     struct kern *k = t->k;
     double count = (double)(t->step + 1);
-    struct kern_adamw a = {.lr = (float)train_config_lr(c, t->step), .beta1 = (float)c->beta1, .beta2 = (float)c->beta2, .eps = (float)c->eps, .decay = (float)c->decay,
-                           .bias1 = (float)(1 - pow(c->beta1, count)), .bias2 = (float)(1 - pow(c->beta2, count)), .grad_scale = 1, .max_norm = (float)c->clip, .n_ema = c->n_ema};
+    struct kern_adamw a = {.lr = (float)train_config_lr(c, t->step),
+                           .beta1 = (float)c->beta1,
+                           .beta2 = (float)c->beta2,
+                           .eps = (float)c->eps,
+                           .decay = (float)c->decay,
+                           .bias1 = (float)(1 - pow(c->beta1, count)),
+                           .bias2 = (float)(1 - pow(c->beta2, count)),
+                           .grad_scale = 1,
+                           .max_norm = (float)c->clip,
+                           .n_ema = c->n_ema};
     for (int i = 0; i < c->n_ema; i++) a.ema[i] = (float)c->ema[i];
     float *grads = dit_train_grads(t->net);
     int rc = k->sum_squares(k, t->norm2, grads, t->n);
-    if (!rc) rc = k->adamw(k, t->array[SNAPSHOT_WEIGHTS], t->array[SNAPSHOT_MOMENT1], t->array[SNAPSHOT_MOMENT2], &t->array[SNAPSHOT_EMA], grads, t->n, &a, t->norm2, t->moved2);
+    if (!rc)
+        rc = k->adamw(k, t->array[SNAPSHOT_WEIGHTS], t->array[SNAPSHOT_MOMENT1], t->array[SNAPSHOT_MOMENT2],
+                      &t->array[SNAPSHOT_EMA], grads, t->n, &a, t->norm2, t->moved2);
     return rc ? trainer_kern(t, rc, e) : dit_train_refresh(t->net, e);
 }
 
@@ -72,7 +85,8 @@ static int settle(struct trainer *t) {
     if (r.saved) t->saved = r.step, tell(t, NOTE_SAVED, r.step, t->keeper.last);
     if (r.published) tell(t, NOTE_PUBLISHED, r.step, t->c->publish);
     if (r.save_err.status != OK) {
-        snprintf(text, sizeof text, "the checkpoint could not be written: %s. The last one: %s", r.save_err.text, t->keeper.last[0] ? t->keeper.last : "none of this run");
+        snprintf(text, sizeof text, "the checkpoint could not be written: %s. The last one: %s", r.save_err.text,
+                 t->keeper.last[0] ? t->keeper.last : "none of this run");
         tell(t, NOTE_TROUBLE, r.step, text);
     }
     if (r.publish_err.status != OK) {
@@ -90,10 +104,12 @@ static bool all_finite(const float *v, size_t n) {
     return true;
 }
 
-// Names the first gradient that is not finite, in the order of the network. Gradients are still there: the next step would clear them.
+// Names the first gradient that is not finite, in the order of the network. Gradients are still there: the next step would clear
+// them.
 static int blame(struct trainer *t, const char *what, struct err *e) {
     const struct dit_param *param;
-    const char *name = "the network's output", *last = t->c->resume && strcmp(t->c->resume, "auto") ? t->c->resume : "none was written";
+    const char *name = "the network's output",
+               *last = t->c->resume && strcmp(t->c->resume, "auto") ? t->c->resume : "none was written";
     int n = dit_train_params(t->net, &param), rc = OK;
     float *grads = mem_array(t->n, sizeof *grads);
     settle(t);
@@ -104,7 +120,9 @@ static int blame(struct trainer *t, const char *what, struct err *e) {
             name = param[i].name;
             break;
         }
-    err_param(e, E_NONFINITE, name, "step %lld: %s is not finite; first seen in the gradient of '%s'. The last good checkpoint: %s", (long long)t->step + 1, what, name, last);
+    err_param(e, E_NONFINITE, name,
+              "step %lld: %s is not finite; first seen in the gradient of '%s'. The last good checkpoint: %s",
+              (long long)t->step + 1, what, name, last);
     mem_free(grads);
     return E_NONFINITE;
 }
@@ -155,7 +173,12 @@ static bool due(const struct trainer *t, int64_t every) { return every > 0 && (t
 static void report(struct trainer *t) {
     double n = (double)(t->step - t->reported), images = n * t->c->batch;
     if (n == 0) return;
-    struct train_stats s = {.step = t->step, .loss = t->sum.loss / n, .mse = t->sum.mse / n, .vb = t->sum.vb / n, .grad_norm = t->sum.grad / n, .update_norm = t->sum.moved / n};
+    struct train_stats s = {.step = t->step,
+                            .loss = t->sum.loss / n,
+                            .mse = t->sum.mse / n,
+                            .vb = t->sum.vb / n,
+                            .grad_norm = t->sum.grad / n,
+                            .update_norm = t->sum.moved / n};
     s.epoch = (double)t->step * t->c->batch / (double)data_info(t->data)->n;
     s.lr = train_config_lr(t->c, t->step - 1);
     s.images_per_second = images / t->sum.seconds;
@@ -199,7 +222,8 @@ static int pictures(struct trainer *t, struct err *e) {
 }
 
 static int after_step(struct trainer *t, bool last, struct err *e) {
-    bool first = t->peers.rank == 0, save = first && (due(t, t->c->save_every) || (last && t->saved != t->step)), show = first && due(t, t->c->sample_every);
+    bool first = t->peers.rank == 0, save = first && (due(t, t->c->save_every) || (last && t->saved != t->step)),
+         show = first && due(t, t->c->sample_every);
     bool publish = first && want_publish(t);
     if (due(t, t->c->log_every) || last) report(t);
     if (!save && !show && !publish) return OK;

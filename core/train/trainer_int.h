@@ -19,9 +19,9 @@ struct trainer {
     const struct data *data;
     struct feed *feed;
     struct dit_train *net;
-    int local, rows, micros;  // images a step of this process, rows a microbatch, microbatches
-    size_t numel, out_ld, n;  // floats of an image, of a row of the output, of a flat array
-    double flops;             // of a step of this process; peak: of the device a second, 0 unknown
+    int local, rows, micros; // images a step of this process, rows a microbatch, microbatches
+    size_t numel, out_ld, n; // floats of an image, of a row of the output, of a flat array
+    double flops;            // of a step of this process; peak: of the device a second, 0 unknown
     double peak;
     /* buffers */
     float *array[SNAPSHOT_ARRAYS]; // weights (the network's), moments, EMAs
@@ -41,9 +41,14 @@ struct trainer {
     int64_t step, saved, reported; // finished steps; of the last checkpoint; of the last line of the log
     struct objective_bins bins;
     double best;
-    struct { double loss, mse, vb, grad, moved, seconds; } sum; // since the last report
-    struct { double loss; int64_t n; } published;               // since the last publication
-    double step_seconds;                                        // smoothed
+    struct {
+        double loss, mse, vb, grad, moved, seconds;
+    } sum; // since the last report
+    struct {
+        double loss;
+        int64_t n;
+    } published;         // since the last publication
+    double step_seconds; // smoothed
 };
 
 int trainer_kern(struct trainer *, int rc, struct err *); // a kern status as ours

@@ -31,7 +31,8 @@ static int rows_that_fit(struct trainer *t) {
     for (int rows = t->rows / 2; rows > 0; rows /= 2) {
         struct dit_train *net = NULL;
         err_clear(&ignored);
-        if (t->local % rows == 0 && dit_train_new(&net, t->k, &t->c->desc.arch, rows, t->c->recompute, &ignored) == OK) return dit_train_free(net), rows;
+        if (t->local % rows == 0 && dit_train_new(&net, t->k, &t->c->desc.arch, rows, t->c->recompute, &ignored) == OK)
+            return dit_train_free(net), rows;
     }
     return 0;
 }
@@ -42,9 +43,11 @@ static int make_net(struct trainer *t, struct err *e) {
     if (rc == OK) return OK;
     if (rc != E_NOMEM) return err_param(e, rc, here.param, "%s", here.text);
     int fit = rows_that_fit(t);
-    if (!fit) return err_param(e, rc, "microbatch", "the network does not fit, not even with one image at a time (%s)", here.text);
-    return err_param(e, rc, "microbatch", "%d images at a time do not fit (%s); %d do: --microbatch %d makes the same step of smaller parts%s", t->rows, here.text, fit,
-                     fit, t->c->recompute == RECOMPUTE_NONE ? ", and so may --recompute block" : "");
+    if (!fit)
+        return err_param(e, rc, "microbatch", "the network does not fit, not even with one image at a time (%s)", here.text);
+    return err_param(e, rc, "microbatch",
+                     "%d images at a time do not fit (%s); %d do: --microbatch %d makes the same step of smaller parts%s",
+                     t->rows, here.text, fit, fit, t->c->recompute == RECOMPUTE_NONE ? ", and so may --recompute block" : "");
 }
 
 static int make_buffer(struct trainer *t, void *out, size_t bytes, struct err *e) {
@@ -58,7 +61,8 @@ static int make_arrays(struct trainer *t, struct err *e) {
     size_t rows = (size_t)t->rows, local = (size_t)t->local, image = rows * t->numel * sizeof(float);
     int rc = OK;
     t->array[SNAPSHOT_WEIGHTS] = dit_train_weights(t->net);
-    for (int i = SNAPSHOT_MOMENT1; rc == OK && i < SNAPSHOT_EMA + t->c->n_ema; i++) rc = make_buffer(t, &t->array[i], t->n * sizeof(float), e);
+    for (int i = SNAPSHOT_MOMENT1; rc == OK && i < SNAPSHOT_EMA + t->c->n_ema; i++)
+        rc = make_buffer(t, &t->array[i], t->n * sizeof(float), e);
     if (rc == OK) rc = make_buffer(t, &t->x1, image, e);
     if (rc == OK) rc = make_buffer(t, &t->x0, image, e);
     if (rc == OK) rc = make_buffer(t, &t->loss, local * 2 * sizeof(float), e);
@@ -80,7 +84,8 @@ static int make_arrays(struct trainer *t, struct err *e) {
 int trainer_fill(struct trainer *t, struct err *e) {
     struct snapshot *s = &t->snapshot;
     int rc = OK;
-    for (int i = 0; rc == OK && i < s->n_arrays; i++) rc = trainer_kern(t, t->k->download(t->k, s->array[i], t->array[i], t->n * sizeof(float)), e);
+    for (int i = 0; rc == OK && i < s->n_arrays; i++)
+        rc = trainer_kern(t, t->k->download(t->k, s->array[i], t->array[i], t->n * sizeof(float)), e);
     s->step = t->step, s->bins = t->bins, s->best = t->best;
     return rc;
 }
@@ -101,21 +106,30 @@ static int begin_from(struct trainer *t, struct err *e) {
 static int begin(struct trainer *t, struct err *e) {
     struct snapshot *s = &t->snapshot;
     int rc = begin_from(t, e);
-    for (int i = 0; rc == OK && i < s->n_arrays; i++) rc = trainer_kern(t, t->k->upload(t->k, t->array[i], s->array[i], t->n * sizeof(float)), e);
+    for (int i = 0; rc == OK && i < s->n_arrays; i++)
+        rc = trainer_kern(t, t->k->upload(t->k, t->array[i], s->array[i], t->n * sizeof(float)), e);
     if (rc == OK) rc = dit_train_refresh(t->net, e);
     t->step = t->saved = t->reported = s->step;
     t->bins = s->bins;
     t->best = s->best;
-    struct feed_spec feed = {.step = (uint64_t)t->step, .batch = t->c->batch, .first = t->peers.rank * t->local, .local = t->local, .rows = t->rows, .threads = t->c->data_threads};
+    struct feed_spec feed = {.step = (uint64_t)t->step,
+                             .batch = t->c->batch,
+                             .first = t->peers.rank * t->local,
+                             .local = t->local,
+                             .rows = t->rows,
+                             .threads = t->c->data_threads};
     return rc == OK ? feed_open(&t->feed, t->data, &feed, e) : rc;
 }
 
 static int share_batch(struct trainer *t, struct err *e) {
     const struct train_config *c = t->c;
-    if (c->batch % t->peers.size) return err_param(e, E_CONFLICT, "batch", "a batch of %d is not a multiple of the %d devices", c->batch, t->peers.size);
+    if (c->batch % t->peers.size)
+        return err_param(e, E_CONFLICT, "batch", "a batch of %d is not a multiple of the %d devices", c->batch, t->peers.size);
     t->local = c->batch / t->peers.size;
     t->rows = c->microbatch && c->microbatch < t->local ? c->microbatch : t->local;
-    if (t->local % t->rows) return err_param(e, E_CONFLICT, "microbatch", "a device's %d images are not a multiple of the microbatch, %d", t->local, t->rows);
+    if (t->local % t->rows)
+        return err_param(e, E_CONFLICT, "microbatch", "a device's %d images are not a multiple of the microbatch, %d", t->local,
+                         t->rows);
     t->micros = t->local / t->rows;
     return OK;
 }
@@ -124,13 +138,15 @@ static int check_data(const struct trainer *t, struct err *e) {
     const struct arch *a = &t->c->desc.arch;
     const struct data_info *d = data_info(t->data);
     if (d->channels != a->in_channels || d->size != a->input_size)
-        return err_param(e, E_CONFLICT, "size", "the data is [%d, %d, %d], the network takes [%d, %d, %d]", d->channels, d->size, d->size, a->in_channels, a->input_size, a->input_size);
+        return err_param(e, E_CONFLICT, "size", "the data is [%d, %d, %d], the network takes [%d, %d, %d]", d->channels, d->size,
+                         d->size, a->in_channels, a->input_size, a->input_size);
     if (d->classes <= a->num_classes) return OK;
-    return err_param(e, E_RANGE, "classes", "the data has labels up to %d, the network %d classes", d->classes - 1, a->num_classes);
+    return err_param(e, E_RANGE, "classes", "the data has labels up to %d, the network %d classes", d->classes - 1,
+                     a->num_classes);
 }
 
-int trainer_new(struct trainer **out, const struct train_config *c, const struct data *data, const struct train_peers *peers, const struct train_events *on,
-                struct err *e) {
+int trainer_new(struct trainer **out, const struct train_config *c, const struct data *data, const struct train_peers *peers,
+                const struct train_events *on, struct err *e) {
     char why[256];
     struct trainer *t = mem_alloc(sizeof *t);
     *out = NULL;

@@ -151,12 +151,13 @@ def test_versions_that_are_trained_go_live_under_load(tmp_path, pictures, start)
     clients = [threading.Thread(target=client, args=(n,)) for n in range(1, 4)]
     for c in clients:
         c.start()
-    trainer = subprocess.Popen(command(pictures, tmp_path / "run2", "--steps", 1000000, "--publish", live, "--publish-every", 200), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_env())
+    said = (tmp_path / "said").open("w")
+    trainer = subprocess.Popen(command(pictures, tmp_path / "run2", "--steps", 1000000, "--publish", live, "--publish-every", 200), stdout=subprocess.DEVNULL, stderr=said, env=clean_env())
     try:
         daemon.wait_until(lambda: failures or len({a[1] for a in answers}) >= 4, 60, "three versions more")
     finally:
         trainer.send_signal(signal.SIGTERM)
-        assert trainer.wait(60 * SCALE) == 0, trainer.stderr.read()
+        assert trainer.wait(60 * SCALE) == 0, (tmp_path / "said").read_text()[-2000:]
     digest = hashlib.sha256((live / "model.json").read_bytes()).hexdigest()
     daemon.wait_until(lambda: failures or pixels_of(daemon, 1).headers["X-Model-Digest"] == digest, 30, "the last version")
     # a publication that is broken changes nothing
@@ -171,9 +172,9 @@ def test_versions_that_are_trained_go_live_under_load(tmp_path, pictures, start)
     for c in clients:
         c.join()
     assert not failures
-    for n, digest in enumerate(dict.fromkeys(a[1] for a in answers)):  # the same requests of daemons that know one version only
-        if n > 3:
-            break
+    known = [d for d in dict.fromkeys(a[1] for a in answers) if d in versions.seen]  # a version may have come and gone between two looks
+    assert len(known) >= 3
+    for n, digest in enumerate(known[:4]):  # the same requests of daemons that know one version only
         alone = tmp_path / f"alone{n}" / "toy"
         alone.mkdir(parents=True)
         name = json.loads(versions.seen[digest])["weights"]["file"]

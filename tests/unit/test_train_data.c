@@ -140,7 +140,8 @@ static void refused(const struct data_spec *s, int status, const char *text) {
     struct data *d;
     struct err e = {0};
     int rc = data_open(&d, s, &e);
-    if (rc != status || !d == 0 || !strstr(e.text, text)) test_fail(__FILE__, __LINE__, "%d \"%s\", not %d \"%s\"", rc, e.text, status, text);
+    if (rc != status || !d == 0 || !strstr(e.text, text))
+        test_fail(__FILE__, __LINE__, "%d \"%s\", not %d \"%s\"", rc, e.text, status, text);
 }
 
 TEST(train_data_that_does_not_fit) {
@@ -162,7 +163,8 @@ static void put_png(const char *name, int w, int h, int channels, uint8_t shade)
     uint8_t pixels[64 * 64 * 3], *png;
     size_t n;
     struct err e = {0};
-    for (size_t i = 0; i < sizeof pixels; i++) pixels[i] = (uint8_t)(shade + (i / (size_t)channels) % (size_t)w * 2); // brighter to the right
+    for (size_t i = 0; i < sizeof pixels; i++)
+        pixels[i] = (uint8_t)(shade + (i / (size_t)channels) % (size_t)w * 2); // brighter to the right
     CHECK_OK(png_encode(&png, &n, pixels, w, h, channels, 1, NULL, 0, &e), &e);
     put(name, png, n);
     mem_free(png);
@@ -260,7 +262,10 @@ TEST(train_pictures_that_lie) {
 
 // What Pillow 13's BOX and BICUBIC and ADM's center_crop_arr make of the same pixels.
 TEST(resize_agrees_with_pillow) {
-    static const uint8_t want[64] = {156, 118, 128, 123, 149, 135, 137, 139, 78, 152, 130, 141, 187, 141, 111, 113, 144, 138, 132, 123, 113, 131, 149, 119, 130, 124, 150, 137, 167, 137, 139, 125, 148, 126, 136, 135, 157, 111, 129, 115, 118, 128, 138, 122, 131, 133, 135, 137, 136, 162, 124, 146, 185, 107, 125, 143, 122, 116, 110, 117, 127, 129, 131, 117};
+    static const uint8_t want[64] = {156, 118, 128, 123, 149, 135, 137, 139, 78,  152, 130, 141, 187, 141, 111, 113,
+                                     144, 138, 132, 123, 113, 131, 149, 119, 130, 124, 150, 137, 167, 137, 139, 125,
+                                     148, 126, 136, 135, 157, 111, 129, 115, 118, 128, 138, 122, 131, 133, 135, 137,
+                                     136, 162, 124, 146, 185, 107, 125, 143, 122, 116, 110, 117, 127, 129, 131, 117};
     uint8_t src[40 * 33], dst[64];
     struct err e = {0};
     for (int y = 0; y < 40; y++)
@@ -281,9 +286,10 @@ static void put_latents(const char *name, int n, int side, int64_t label, float 
     size_t count = (size_t)(n * 4 * side * side);
     for (size_t i = 0; i < count; i++) mean[i] = (float)i, var[i] = logvar;
     for (int i = 0; i < n; i++) labels[i] = label;
-    struct tensor t[3] = {{.name = "mean", .ndim = 4, .shape = {n, 4, side, side}, .data = mean, .count = count, .bytes = count * 4},
-                          {.name = "logvar", .ndim = 4, .shape = {n, 4, side, side}, .data = var, .count = count, .bytes = count * 4},
-                          {.name = "label", .dtype = DT_I64, .ndim = 1, .shape = {n}, .data = labels, .count = (size_t)n, .bytes = (size_t)n * 8}};
+    struct tensor t[3] = {
+        {.name = "mean", .ndim = 4, .shape = {n, 4, side, side}, .data = mean, .count = count, .bytes = count * 4},
+        {.name = "logvar", .ndim = 4, .shape = {n, 4, side, side}, .data = var, .count = count, .bytes = count * 4},
+        {.name = "label", .dtype = DT_I64, .ndim = 1, .shape = {n}, .data = labels, .count = (size_t)n, .bytes = (size_t)n * 8}};
     struct meta_pair meta[] = {{(char *)"scaling_factor", (char *)(uintptr_t)scale}};
     CHECK_OK(file_out_open(&out, at(name), &e), &e);
     CHECK_OK(safetensors_write(&(struct tensor_table){t, 3}, meta, 1, to_file, &out, &e), &e);
@@ -358,7 +364,8 @@ TEST(train_feed_gives_the_same_whatever_its_threads_and_start) {
     struct feed_spec spec = {.batch = 8, .first = 0, .local = 8, .rows = 2, .threads = 3};
     CHECK_OK(feed_open(&f, d, &spec, &e), &e);
     for (int q = 0; q < 20; q++) CHECK_OK(feed_next(f, &b, &e), &e);
-    spec = (struct feed_spec){.step = 5, .batch = 8, .first = 4, .local = 4, .rows = 4, .threads = 1}; // a second rank that begins at step 5
+    spec = (struct feed_spec){
+        .step = 5, .batch = 8, .first = 4, .local = 4, .rows = 4, .threads = 1}; // a second rank that begins at step 5
     CHECK_OK(feed_open(&late, d, &spec, &e), &e);
     for (int step = 5; step < 9; step++) {
         CHECK_OK(feed_next(late, &c, &e), &e);

@@ -12,7 +12,7 @@
 #include "core/train/trainer.h"
 #include "tests/test.h"
 
-#define N 13    // examples
+#define N 13 // examples
 #define SIDE 8
 
 static char dir[64], out[96];
@@ -39,12 +39,42 @@ static void begin(void) {
     put_idx("train-images-idx3-ubyte", 3, (unsigned[]){N, SIDE, SIDE}, N * SIDE * SIDE, 0);
     put_idx("train-labels-idx1-ubyte", 1, (unsigned[]){N}, N, 3);
     CHECK_OK(data_open(&data, &(struct data_spec){.path = dir, .flip = true, .seed = 5}, &e), &e);
-    config = (struct train_config){.desc = {.family = "sit", .path = "linear", .prediction = "velocity", .guide_channels = -1,
-                                            .arch = {.input_size = SIDE, .patch_size = 4, .in_channels = 1, .hidden_size = 16, .depth = 1, .num_heads = 2, .num_classes = 3, .mlp_ratio = 2, .class_dropout = true}},
-                                   .objective = {.drop = 0.2, .null_label = 3, .seed = 5, .std = 1}, .flip = true, .steps = 20, .batch = 6, .microbatch = 3,
-                                   .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .decay = 0.01, .clip = 1, .schedule = LR_COSINE, .warmup = 3, .n_ema = 2, .ema = {0.9, 0.99},
-                                   .out = out, .keep = 3, .log_every = 5, .sample_steps = 2, .sample_each = 1, .sample_guidance = 2,
-                                   .kern = {.backend = "cpu", .threads = 1}, .data_threads = 2};
+    config = (struct train_config){.desc = {.family = "sit",
+                                            .path = "linear",
+                                            .prediction = "velocity",
+                                            .guide_channels = -1,
+                                            .arch = {.input_size = SIDE,
+                                                     .patch_size = 4,
+                                                     .in_channels = 1,
+                                                     .hidden_size = 16,
+                                                     .depth = 1,
+                                                     .num_heads = 2,
+                                                     .num_classes = 3,
+                                                     .mlp_ratio = 2,
+                                                     .class_dropout = true}},
+                                   .objective = {.drop = 0.2, .null_label = 3, .seed = 5, .std = 1},
+                                   .flip = true,
+                                   .steps = 20,
+                                   .batch = 6,
+                                   .microbatch = 3,
+                                   .lr = 1e-2,
+                                   .beta1 = 0.9,
+                                   .beta2 = 0.99,
+                                   .eps = 1e-8,
+                                   .decay = 0.01,
+                                   .clip = 1,
+                                   .schedule = LR_COSINE,
+                                   .warmup = 3,
+                                   .n_ema = 2,
+                                   .ema = {0.9, 0.99},
+                                   .out = out,
+                                   .keep = 3,
+                                   .log_every = 5,
+                                   .sample_steps = 2,
+                                   .sample_each = 1,
+                                   .sample_guidance = 2,
+                                   .kern = {.backend = "cpu", .threads = 1},
+                                   .data_threads = 2};
     stop = 0;
 }
 
@@ -161,8 +191,10 @@ TEST_LIMIT(trainer_goes_on_when_the_disk_is_full, 120) {
     config.save_every = 5;
     CHECK_OK(run(&h, NULL, NULL, &e), &e);
     CHECK(h.trouble == 1 && h.saved == 3);
-    CHECK(strstr(h.text, "step-00000010.safetensors") && strstr(h.text, "The last one:") && strstr(h.text, "step-00000005.safetensors"));
-    CHECK(access(in_run("checkpoints/step-00000005.safetensors"), F_OK) == 0 && access(in_run("checkpoints/step-00000010.safetensors"), F_OK) != 0);
+    CHECK(strstr(h.text, "step-00000010.safetensors") && strstr(h.text, "The last one:") &&
+          strstr(h.text, "step-00000005.safetensors"));
+    CHECK(access(in_run("checkpoints/step-00000005.safetensors"), F_OK) == 0 &&
+          access(in_run("checkpoints/step-00000010.safetensors"), F_OK) != 0);
     CHECK(access(in_run("checkpoints/step-00000020.safetensors"), F_OK) == 0);
     // Full at the end too: the run says that it could not save, and what is there stays
     config.steps = 40, config.resume = "auto", config.save_every = 0;
@@ -179,14 +211,16 @@ TEST_LIMIT(trainer_stops_at_numbers_that_are_not_finite, 120) {
     config.save_every = 1, config.lr = 1e30, config.clip = 0, config.warmup = 0, config.schedule = LR_CONSTANT;
     CHECK(run(&h, NULL, NULL, &e) == E_NONFINITE);
     CHECK(strstr(e.text, "step 2: ") && strstr(e.text, e.param) && strstr(e.text, "step-00000001.safetensors") && e.param[0]);
-    CHECK(access(in_run("checkpoints/step-00000001.safetensors"), F_OK) == 0 && access(in_run("checkpoints/step-00000002.safetensors"), F_OK) != 0);
+    CHECK(access(in_run("checkpoints/step-00000001.safetensors"), F_OK) == 0 &&
+          access(in_run("checkpoints/step-00000002.safetensors"), F_OK) != 0);
     end();
 }
 
 TEST_LIMIT(trainer_refuses_what_does_not_fit, 120) {
     static const struct {
         const char *param, *text;
-    } cases[] = {{"batch", "batch = 6, this one 12"}, {"depth", "depth = 1"}, {"ema", "ema = 0.9,0.99"}, {"seed", "seed = 5"}, {"path", "path = linear, this one gvp"}, {"width", "width = 16"}};
+    } cases[] = {{"batch", "batch = 6, this one 12"},     {"depth", "depth = 1"}, {"ema", "ema = 0.9,0.99"}, {"seed", "seed = 5"},
+                 {"path", "path = linear, this one gvp"}, {"width", "width = 16"}};
     struct heard h = {0};
     struct err e = {0};
     begin();
@@ -204,7 +238,8 @@ TEST_LIMIT(trainer_refuses_what_does_not_fit, 120) {
         if (i == 4) config.objective.path = PATH_GVP;
         if (i == 5) config.desc.arch.hidden_size = 32;
         int rc = run(&h, NULL, NULL, &e);
-        if (rc != E_CONFLICT || strcmp(e.param, cases[i].param) || !strstr(e.text, cases[i].text)) test_fail(__FILE__, __LINE__, "%d %s: %s", rc, e.param, e.text);
+        if (rc != E_CONFLICT || strcmp(e.param, cases[i].param) || !strstr(e.text, cases[i].text))
+            test_fail(__FILE__, __LINE__, "%d %s: %s", rc, e.param, e.text);
     }
     config = good;
     err_clear(&e);
@@ -253,7 +288,16 @@ TEST_LIMIT(trainer_publishes_and_shows, 120) {
 
 // The fixture's network as the authors' code saves it: 64 wide, 4 channels of 8 x 8, 10 classes.
 static void as_authors(struct train_config *c) {
-    c->desc.arch = (struct arch){.input_size = 8, .patch_size = 2, .in_channels = 4, .hidden_size = 64, .depth = 2, .num_heads = 2, .num_classes = 10, .mlp_ratio = 4, .class_dropout = true, .learn_sigma = true};
+    c->desc.arch = (struct arch){.input_size = 8,
+                                 .patch_size = 2,
+                                 .in_channels = 4,
+                                 .hidden_size = 64,
+                                 .depth = 2,
+                                 .num_heads = 2,
+                                 .num_classes = 10,
+                                 .mlp_ratio = 4,
+                                 .class_dropout = true,
+                                 .learn_sigma = true};
     c->objective.null_label = 10;
 }
 
@@ -271,7 +315,8 @@ static void check_array(const struct dit_train *net, const float *flat, const st
     }
 }
 
-static void check_moments(const struct dit_train *net, const float *flat, const struct tensor_table *opt, const struct tensor_table *model, const char *which) {
+static void check_moments(const struct dit_train *net, const float *flat, const struct tensor_table *opt,
+                          const struct tensor_table *model, const char *which) {
     const struct dit_param *p;
     int n = dit_train_params(net, &p), seen = 0;
     for (int number = 0; number < model->n; number++) {
@@ -348,7 +393,8 @@ TEST_LIMIT(trainer_begins_from_weights_with_other_classes, 120) {
     for (int i = 0; i < n; i++) {
         const struct tensor *t = tensor_find(&ck.table, p[i].name);
         if (i != labels) CHECK(memcmp(t->data, s.array[SNAPSHOT_WEIGHTS] + p[i].offset, t->bytes) == 0);
-        for (int a = SNAPSHOT_EMA; a < s.n_arrays; a++) CHECK(memcmp(s.array[a] + p[i].offset, s.array[SNAPSHOT_WEIGHTS] + p[i].offset, p[i].count * sizeof(float)) == 0);
+        for (int a = SNAPSHOT_EMA; a < s.n_arrays; a++)
+            CHECK(memcmp(s.array[a] + p[i].offset, s.array[SNAPSHOT_WEIGHTS] + p[i].offset, p[i].count * sizeof(float)) == 0);
     }
     config.desc.arch.hidden_size = 64, config.desc.arch.depth = 1;
     CHECK(snapshot_init(&s, "tests/golden/sit-tiny.safetensors", &config, &e) == E_CONFLICT && strstr(e.text, "blocks.1."));
@@ -360,7 +406,15 @@ TEST_LIMIT(trainer_begins_from_weights_with_other_classes, 120) {
     // and from one of our own checkpoints
     err_clear(&e);
     struct heard h = {0};
-    config.desc.arch = (struct arch){.input_size = SIDE, .patch_size = 4, .in_channels = 1, .hidden_size = 16, .depth = 1, .num_heads = 2, .num_classes = 3, .mlp_ratio = 2, .class_dropout = true};
+    config.desc.arch = (struct arch){.input_size = SIDE,
+                                     .patch_size = 4,
+                                     .in_channels = 1,
+                                     .hidden_size = 16,
+                                     .depth = 1,
+                                     .num_heads = 2,
+                                     .num_classes = 3,
+                                     .mlp_ratio = 2,
+                                     .class_dropout = true};
     config.steps = 2, config.warmup = 0;
     CHECK_OK(run(&h, NULL, NULL, &e), &e);
     char path[200];
