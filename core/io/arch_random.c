@@ -2,10 +2,13 @@
 /*
  * arch_random: weights of any published or custom size without a checkpoint (declared in checkpoint.h).
  */
+#include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "core/base/mem.h"
 #include "core/io/checkpoint.h"
+#include "kernels/kern.h"
 #include "kernels/philox.h"
 
 #define SPREAD 0.02f
@@ -21,6 +24,30 @@ static void fill(float *data, size_t count, uint64_t seed, uint32_t tensor) {
         philox_normal4(seed, tensor, 0, (uint32_t)(i / 4), four);
         for (size_t j = 0; j < 4 && i + j < count; j++) data[i + j] = SPREAD * four[j];
     }
+}
+
+// Tensors are filled by several threads: XL's take one core a quarter of a minute.
+struct filling {
+    struct tensor_table *t;
+    uint64_t seed;
+    atomic_int next;
+};
+
+static void *fill_some(void *arg) {
+    struct filling *f = arg;
+    for (int i; (i = atomic_fetch_add(&f->next, 1)) < f->t->n;)
+        fill((float *)f->t->tensors[i].data, f->t->tensors[i].count, f->seed, (uint32_t)i);
+    return NULL;
+}
+
+static void fill_all(struct tensor_table *t, uint64_t seed) {
+    enum { MOST = 16 };
+    pthread_t threads[MOST];
+    struct filling f = {.t = t, .seed = seed};
+    int n = 0, want = kern_threads_allowed() - 1;
+    while (n < want && n < MOST && pthread_create(&threads[n], NULL, fill_some, &f) == 0) n++;
+    fill_some(&f);
+    while (n > 0) pthread_join(threads[--n], NULL);
 }
 
 static size_t elements(const int64_t *shape, int n) {
@@ -52,10 +79,10 @@ int arch_random(struct arch_weights *w, const struct arch *a, uint64_t seed, str
         do t->ndim = arch_tensor(a, at_list++, r->names[i], t->shape, &fixed);
         while (fixed);
         t->count = elements(t->shape, t->ndim), t->bytes = t->count * sizeof(float);
-        fill(at, t->count, seed, (uint32_t)i);
         at += t->count;
     }
     w->table.n = n;
+    fill_all(&w->table, seed);
     return OK;
 }
 
