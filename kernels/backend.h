@@ -57,15 +57,28 @@ static inline float kern_f16_to_f32(uint16_t h) {
     return f;
 }
 
+static inline uint16_t kern_f32_to_f16(float f) { // to the nearest, ties to even
+    uint32_t b, sign;
+    memcpy(&b, &f, 4);
+    sign = b >> 16 & 0x8000, b &= 0x7fffffff;
+    if (b > 0x7f800000) return (uint16_t)(sign | 0x7e00);
+    if (b >= 0x477ff000) return (uint16_t)(sign | 0x7c00);
+    if (b >= 0x38800000) return (uint16_t)(sign | (b + 0xfff + (b >> 13 & 1) - 0x38000000) >> 13);
+    memcpy(&f, &b, 4);
+    f += 0.5f; // whose last place is float16's smallest number
+    memcpy(&b, &f, 4);
+    return (uint16_t)(sign | (b - 0x3f000000));
+}
+
 // Element i of an array of the given type
 static inline float kern_load(enum kern_dtype t, const void *p, size_t i) {
     if (t == KERN_F32) return ((const float *)p)[i];
     uint16_t h = ((const uint16_t *)p)[i];
     return t == KERN_BF16 ? kern_bf16_to_f32(h) : kern_f16_to_f32(h);
 }
-static inline void kern_store(enum kern_dtype t, void *p, size_t i, float v) { // F32 or BF16
+static inline void kern_store(enum kern_dtype t, void *p, size_t i, float v) {
     if (t == KERN_F32) ((float *)p)[i] = v;
-    else ((uint16_t *)p)[i] = kern_f32_to_bf16(v);
+    else ((uint16_t *)p)[i] = t == KERN_BF16 ? kern_f32_to_bf16(v) : kern_f32_to_f16(v);
 }
 
 #endif

@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static int ref_open(struct kern *k, const struct kern_config *cfg) {
     (void)cfg;
@@ -33,9 +34,10 @@ static int open_backend(struct kern *k, const struct kern_config *cfg) {
     k->stream = k->picture = KERN_F32;
     k->close = ref_close;
     kern_ref_fill(k);
-    if (cfg->act != KERN_F32 && cfg->act != KERN_BF16)
-        return kern_fail(k, KERN_EUNSUPPORTED, "activations are float32 or bfloat16");
     const char *name = cfg->backend && strcmp(cfg->backend, "auto") == 0 ? kern_auto(k->why, sizeof k->why) : cfg->backend;
+    if (cfg->act > KERN_F16) return kern_fail(k, KERN_EUNSUPPORTED, "activations are float32, bfloat16 or float16");
+    if (cfg->product != KERN_PRODUCT_ACT && name && strcmp(name, "cuda") != 0)
+        return kern_fail(k, KERN_EUNSUPPORTED, "precisions tf32 and fp8 need a GPU (back end cuda)");
     for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
         if (name && strcmp(name, backends[i].name) == 0) return backends[i].open(k, cfg);
     return kern_fail(k, KERN_EUNSUPPORTED, "there is no back end \"%s\" in this build", name ? name : "");
@@ -47,6 +49,15 @@ int kern_devices(const char *backend, char *why, size_t why_size) {
 }
 
 const char *kern_auto(char *why, size_t why_size) { return kern_devices("cuda", why, why_size) > 0 ? "cuda" : "cpu"; }
+
+bool kern_precision(struct kern_config *cfg, const char *name) {
+    static const struct { const char *name; enum kern_dtype act; enum kern_product product; } all[] = {
+        {"f32", KERN_F32, KERN_PRODUCT_ACT}, {"tf32", KERN_F32, KERN_PRODUCT_TF32}, {"bf16", KERN_BF16, KERN_PRODUCT_ACT},
+        {"f16", KERN_F16, KERN_PRODUCT_ACT}, {"fp8", KERN_BF16, KERN_PRODUCT_FP8}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (!strcmp(all[i].name, name)) return cfg->act = all[i].act, cfg->product = all[i].product, true;
+    return false;
+}
 
 int kern_open(struct kern **out, const struct kern_config *cfg, char *why, size_t why_size) {
     *out = NULL;

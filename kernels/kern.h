@@ -34,7 +34,7 @@ extern "C" {
 #endif
 
 enum kern_status { KERN_OK = 0, KERN_ENOMEM = -1, KERN_EUNSUPPORTED = -7, KERN_EDEVICE = -9, KERN_ETHREAD = -14 };
-enum kern_dtype { KERN_F32, KERN_BF16, KERN_F16 }; // F16 only as the storage of weights given to linear_new
+enum kern_dtype { KERN_F32, KERN_BF16, KERN_F16, KERN_F8 }; // F8 (e4m3) only inside back ends
 enum kern_act { KERN_NONE, KERN_GELU_TANH, KERN_SILU };
 
 // Vectors (one line a row: timestep, conditioning, modulation) are multiplied in units of KERN_VEC lines: buffers of such layers hold
@@ -55,6 +55,7 @@ struct kern_linear_spec {
     enum kern_dtype w_store;  // element type of the w that is given
     bool x_f32, y_f32;        // x (y) is float32 even when k->act is not. Both true: the product itself runs in float32
     bool y_stream;            // with y_f32: y is the residual stream, elements of k->stream
+    bool x_fp8;               // where the back end has gate_norm_fp8: x comes from it or from norm_modulate_fp8
 };
 
 /*
@@ -152,11 +153,15 @@ struct kern_adamw { // doubles, as 1 - 0.9999 in float32 is 2e-4 off
 
 typedef int kern_rows_fn(struct kern *lane, void *ctx, int r0, int n, int s0);
 
+enum kern_product { KERN_PRODUCT_ACT, KERN_PRODUCT_TF32, KERN_PRODUCT_FP8 }; // in k->act; float32 factors of 10 bits; e4m3 behind norms
+
 struct kern_config {
     const char *backend;        // "ref", "cpu", "cuda", or "auto" (see kern_auto)
     int device;                 // cuda: which GPU, from 0
+    bool any_bits;              // cuda: each batch size may sum in an order of its own: faster, but rows then depend on the batch's size
     bool exact_stream;          // keep the residual stream in float32 where the back end would take float16 (see struct kern)
-    enum kern_dtype act;        // KERN_F32, or KERN_BF16 where the processor multiplies it (else KERN_EUNSUPPORTED)
+    enum kern_dtype act;        // KERN_F32; KERN_BF16 where the processor multiplies it; KERN_F16 on cuda (and ref): else KERN_EUNSUPPORTED
+    enum kern_product product;  // cuda: TF32 goes with KERN_F32, FP8 with KERN_BF16 on Hopper
     int threads;                // 0: what affinity and the cgroup quota allow
     int nice;                   // added to the pool threads' niceness
 };
@@ -165,8 +170,8 @@ struct kern {
     const char *name;           // "ref", "cpu", "cuda"
     char device[96];            // for people: "AMD EPYC, 2 threads, AVX-512 BF16"
     enum kern_dtype act;
-    // The residual stream's type: KERN_F32, or KERN_F16 on a GPU that computes in bfloat16: as small as bfloat16, eight times finer. A value
-    // beyond 65504 becomes infinite, hence a NaN in the output, and wants exact_stream.
+    // The residual stream's type: KERN_F32, or KERN_F16 on a GPU that computes in 16 bits: as small as bfloat16, eight times finer. A value
+    // beyond 65504 becomes infinite, hence NaN in that row's whole output, never a wrong number; such a network wants exact_stream.
     enum kern_dtype stream;
     enum kern_dtype picture;    // of pictures: KERN_F32, or KERN_BF16 on a GPU that computes in bfloat16
     size_t pixels;              // a call wants pictures of so many pixels together; 0: one picture at a time
@@ -220,6 +225,11 @@ struct kern {
     // x += gate*h (h act), then, unless y is NULL, y = LN(x)*(1 + scale) + shift as above
     int (*gate_norm)(struct kern *, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale, int ld,
                      int R, int T, int C, float eps, void *save_xhat, float *save_rstd);
+    // NULL but where products behind norms run in e4m3: the same with y in the form that layers with spec.x_fp8 read (no larger than act's)
+    int (*norm_modulate_fp8)(struct kern *, void *y, const void *x, const float *shift, const float *scale, int ld,
+                             int R, int T, int C, float eps, void *save_xhat, float *save_rstd);
+    int (*gate_norm_fp8)(struct kern *, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale, int ld,
+                         int R, int T, int C, float eps, void *save_xhat, float *save_rstd);
     // o (act) [R, T, H*D] from qkv (act) [R, T, 3*H*D]: q, k, v blocks, each head-major; softmax(q k^T / sqrt(D)) v. save_lse [R, H, T]
     int (*attention)(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);
 
@@ -307,6 +317,9 @@ struct kern {
 
 // Opens a back end. On failure *out is NULL and why (may be NULL) has the text. Caller closes with kern_close.
 int kern_open(struct kern **out, const struct kern_config *, char *why, size_t why_size);
+// The names of precisions, "f32", "tf32", "bf16", "f16", "fp8", to act and product. False: no such name
+bool kern_precision(struct kern_config *, const char *name);
+#define KERN_PRECISIONS "f32|tf32|bf16|f16|fp8"
 void kern_close(struct kern *); // NULL is fine; all its buffers and layers must have been freed
 int kern_devices(const char *backend, char *why, size_t why_size); // how many there are; none: why says what is missing
 // "cuda" where there is a GPU that it can use, else "cpu", and why has what is missing

@@ -66,9 +66,8 @@ static int choose_backend(struct engine *g, const struct engine_options *o, stru
 static int open_devices(struct engine *g, const struct engine_options *o, struct err *e) {
     struct kern_config config = {.backend = g->backend, .threads = o->threads}; // no niceness: its threads have the loader's, which makes them
     char why[256] = "";
-    if (!o->precision || !strcmp(o->precision, "f32")) config.act = KERN_F32;
-    else if (!strcmp(o->precision, "bf16")) config.act = KERN_BF16;
-    else return err_param(e, E_RANGE, "precision", "precision '%s': f32 and bf16 are known", o->precision);
+    if (o->precision && !kern_precision(&config, o->precision))
+        return err_param(e, E_RANGE, "precision", "precision '%s': known are %s", o->precision, KERN_PRECISIONS);
     int n = o->n_devices == ENGINE_ALL ? kern_devices(g->backend, why, sizeof why) : o->n_devices ? o->n_devices : 1;
     if (n < 1) return err_param(e, E_DEVICE, "backend", "back end '%s': %s", g->backend, why);
     if (n > ENGINE_DEVICES) n = ENGINE_DEVICES;

@@ -30,7 +30,7 @@ struct engine_options {
     const char *backend;        // "cpu", "cuda", "ref"; "auto": a GPU where there is one, else the CPU
     const int *devices;         // [n_devices] numbers that the back end knows; on the processor each is a pool of `threads`
     int n_devices;              // 0: the first; ENGINE_ALL: all there are
-    const char *precision;      // "f32" (also NULL), "bf16"
+    const char *precision;      // "f32" (also NULL), or another that kern_precision knows
     int max_rows, threads;      // rows of the largest batch (least 2); 0 threads: kern_threads_allowed()
     int nice;                   // of compute threads
     int max_jobs, max_images;   // queue bounds, per model

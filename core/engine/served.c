@@ -203,7 +203,7 @@ static int check_device_room(const struct served *s, const struct engine *g, con
     return from->bytes && !g->on_host ? served_room(s->kern, from->bytes, e) : OK;
 }
 
-int served_new(struct served **out, struct device *d, struct facts *facts, const struct source *from, struct err *e) {
+static int build(struct served **out, struct device *d, const struct kern_config *config, struct facts *facts, const struct source *from, struct err *e) {
     const struct model_dir *dir = &from->dir;
     const struct sched_limits *limits = &d->engine->limits;
     *out = NULL;
@@ -212,7 +212,7 @@ int served_new(struct served **out, struct device *d, struct facts *facts, const
     s->device = d;
     s->facts = facts;
     atomic_fetch_add(&facts->refs, 1);
-    int rc = open_kern(s, &d->config, e), slots = limits->max_rows;
+    int rc = open_kern(s, config, e), slots = limits->max_rows;
     if (!rc) rc = check_device_room(s, d->engine, from, e);
     if (!rc) rc = sched_new(&s->sched, limits, e);
     if (!rc) rc = runner_new(&s->runner, s->kern, &dir->desc.arch, dir->weights, slots, limits->max_rows, e);
@@ -228,6 +228,16 @@ int served_new(struct served **out, struct device *d, struct facts *facts, const
     }
     *out = s;
     return OK;
+}
+
+// A network whose residual stream leaves float16's range gets one in float32.
+int served_new(struct served **out, struct device *d, struct facts *facts, const struct source *from, struct err *e) {
+    struct kern_config config = d->config;
+    int rc = build(out, d, &config, facts, from, e);
+    if (rc != E_NONFINITE || config.act == KERN_F32 || config.exact_stream) return rc;
+    config.exact_stream = true;
+    err_clear(e);
+    return build(out, d, &config, facts, from, e);
 }
 
 void served_free(struct served *s) {

@@ -350,6 +350,7 @@ static int load_block(struct dit *m, const struct dit_stage *g, struct dit_block
     bool cross = m->a.block == BLOCK_CROSS_ATTENTION;
     for (size_t i = 0; i < (cross ? 6 : 4); i++) {
         struct kern_linear_spec spec = {.out = layers[i].rows, .in = layers[i].cols, .unit = m->L, .act = layers[i].act};
+        spec.x_fp8 = layers[i].out == &b->qkv || layers[i].out == &b->fc1 || layers[i].out == &b->cross_q; // those behind a norm
         if (one_linear(m, layers[i].out, w, prefix, layers[i].name, spec, e)) return e->status;
     }
     static const char *const norms[PARTS] = {[PART_SELF] = "norm1", [PART_CROSS] = "norm_cross", [PART_MLP] = "norm2"};

@@ -78,12 +78,14 @@ int dit_run_block(struct kern *k, const struct dit *m, const struct dit_stage *g
     for (int part = PART_SELF, follows; part < PARTS; part = follows) {
         for (follows = part + 1; follows < PARTS && !dit_has_part(m, follows);) follows++;
         bool last = follows == PARTS;
+        // What a block's products read may be e4m3; what follows the last block may not.
+        bool fp8 = k->gate_norm_fp8 && !(last && i + 1 == g->depth);
         const struct dit_part *to = last ? next : &s->part[follows];
         struct dit_vectors v = dit_vectors_at(m, g, i, part, r0),
                            u = dit_vectors_at(m, g, last ? i + 1 : i, last ? PART_SELF : follows, r0);
         TRY(work(k, m, g, i, part, s, r0, n));
-        TRY(k->gate_norm(k, to->in, stream, s->part[part].out, v.gate, u.shift, u.scale, m->mod_ld, n, m->L, g->C,
-                         follows == PART_MLP ? m->eps_mlp : DIT_EPS, to->xhat, to->rstd));
+        TRY((fp8 ? k->gate_norm_fp8 : k->gate_norm)(k, to->in, stream, s->part[part].out, v.gate, u.shift, u.scale, m->mod_ld, n,
+                                                    m->L, g->C, follows == PART_MLP ? m->eps_mlp : DIT_EPS, to->xhat, to->rstd));
     }
     return KERN_OK;
 }
@@ -97,7 +99,8 @@ static void *input_at(const struct dit *m, int i, int row) {
 static int first_norm(struct kern *k, const struct dit *m, const struct dit_stage *g, int i, const struct dit_part *to,
                       const void *stream, int r0, int n) {
     struct dit_vectors v = dit_vectors_at(m, g, i, PART_SELF, r0);
-    return k->norm_modulate(k, to->in, stream, v.shift, v.scale, m->mod_ld, n, m->L, g->C, DIT_EPS, to->xhat, to->rstd);
+    return (k->norm_modulate_fp8 ? k->norm_modulate_fp8 : k->norm_modulate)(k, to->in, stream, v.shift, v.scale, m->mod_ld, n,
+                                                                            m->L, g->C, DIT_EPS, to->xhat, to->rstd);
 }
 
 // Block i's set in a pass: without what backward would read, where backward will make it again.

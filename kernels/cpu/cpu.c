@@ -193,6 +193,7 @@ int kern_cpu_open(struct kern *k, const struct kern_config *cfg) {
     if (cfg->act == KERN_BF16 && !kern_cpu_has_bf16())
         return kern_fail(k, KERN_EUNSUPPORTED,
                          "bfloat16 needs a processor with AVX-512 BF16 (and ONEDNN_MAX_CPU_ISA must not exclude it)");
+    if (cfg->act == KERN_F16) return kern_fail(k, KERN_EUNSUPPORTED, "precision f16 needs a GPU (back end cuda)");
     int threads = cfg->threads > 0 ? cfg->threads : kern_threads_allowed();
     struct cpu *cpu = calloc(1, sizeof *cpu);
     struct lane *lanes = calloc((size_t)threads + 1, sizeof *lanes);

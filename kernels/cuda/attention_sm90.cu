@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 /*
- * attention_sm90: attention in bfloat16 by Hopper's wgmma, for the head dimensions that serve (64 and 72). attention.cu says what
- * is computed.
+ * attention_sm90: attention in bfloat16 and float16 by Hopper's wgmma, for the head dimensions that serve (64 and 72).
+ * attention.cu says what is computed.
  *
  * mma.sync keeps at best 62 % of Hopper's tensor rate, and its ldmatrix traffic alone costs a quarter of the time; wgmma reads
  * keys and values from shared memory by itself. A warpgroup (4 warps) takes 64 queries and walks the keys 64 at a time: S = Q K^T
- * in 32 registers a thread, softmax so far, P packed to bfloat16 as the register operand of O += P V. Four warpgroups share a
+ * in 32 registers a thread, softmax so far, P packed to 16 bits as the register operand of O += P V. Four warpgroups share a
  * multiprocessor, so one's softmax hides behind another's products; with 128 keys a step their registers would not suffice and
  * the compiler would wait between products.
  *
@@ -21,6 +21,8 @@
  */
 #include "kernels/cuda/device.cuh"
 
+#include <cuda.h>
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define HOPPER 1
 #endif
@@ -29,61 +31,69 @@
 #define TILE 64                             // queries a warpgroup
 #define OPERAND(D, lines) ((lines)*2 * (D)) // bytes, a multiple of 1024
 
-typedef __nv_bfloat16 bf16;
-
 #ifdef HOPPER
 
-__device__ __forceinline__ void multiply(float (&d)[32], uint64_t a, uint64_t b,
-                                         int add) { // m64n64k16, both in shared memory, K-major
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "%32, %33, p, 1, 1, 0, 0;\n}"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-                   "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-                   "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-                   "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-                 : "l"(a), "l"(b), "r"(add));
+template <typename E> __device__ __forceinline__ void multiply(float (&d)[32], uint64_t a, uint64_t b, int add) {
+#define MULTIPLY(type)                                                                                                           \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                                                                    \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {"                                                \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                        \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                             \
+                 "%32, %33, p, 1, 1, 0, 0;\n}"                                                                                   \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),   \
+                   "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),        \
+                   "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),       \
+                   "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                     \
+                 : "l"(a), "l"(b), "r"(add))
+    if constexpr (is_half<E>) MULTIPLY("f16");
+    else MULTIPLY("bf16");
+#undef MULTIPLY
 }
 
-__device__ __forceinline__ void multiply(float (&d)[32], const unsigned (&a)[4],
-                                         uint64_t b) { // m64n64k16, A in registers, B N-major; adds
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-                   "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-                   "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-                   "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+template <typename E> __device__ __forceinline__ void multiply(float (&d)[32], const unsigned (&a)[4], uint64_t b) {
+#define MULTIPLY(type)                                                                                                           \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {"                                                \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                        \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                             \
+                 "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;"                                                                        \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),   \
+                   "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),        \
+                   "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),       \
+                   "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+    if constexpr (is_half<E>) MULTIPLY("f16");
+    else MULTIPLY("bf16");
+#undef MULTIPLY
 }
 
-__device__ __forceinline__ void multiply(float (&d)[4], const unsigned (&a)[4],
-                                         uint64_t b) { // m64n8k16, A in registers, B N-major; adds
-    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, 1, 1, 1, 1;"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+template <typename E> __device__ __forceinline__ void multiply(float (&d)[4], const unsigned (&a)[4], uint64_t b) {
+#define MULTIPLY(type)                                                                                                           \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32." type "." type                                                      \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, 1, 1, 1, 1;"                                                          \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                                \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+    if constexpr (is_half<E>) MULTIPLY("f16");
+    else MULTIPLY("bf16");
+#undef MULTIPLY
 }
 
 __device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void products_end() { // and waits for them
-    asm volatile("wgmma.commit_group.sync.aligned;\n wgmma.wait_group.sync.aligned 0;" ::: "memory");
+__device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N> __device__ __forceinline__ void products_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 __device__ __forceinline__ void visible_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// leading, stride: see the PTX manual, "strides"; swizzled operands have 1024 bytes from 8 lines to the next 8 and no other
-// stride
+/*
+ * Descriptors of operands. leading, stride: see the PTX manual, "strides"; swizzled operands have 1024 bytes from 8 lines to the
+ * next 8 and no other stride. An operand's other places are its descriptor plus at(bytes): the address is the lowest part and
+ * does not overflow.
+ */
 __device__ __forceinline__ uint64_t descriptor(unsigned address, unsigned leading, unsigned stride) {
     return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)(leading >> 4) << 16 | (uint64_t)(stride >> 4) << 32;
 }
 __device__ __forceinline__ uint64_t swizzled(unsigned address) { return descriptor(address, 16, 1024) | (uint64_t)1 << 62; }
-
-__device__ __forceinline__ unsigned pack(float lo, float hi) {
-    __nv_bfloat162 v = __floats2bfloat162_rn(lo, hi);
-    return *(unsigned *)&v;
-}
+__device__ __forceinline__ unsigned at(unsigned bytes) { return bytes >> 4; }
 
 __device__ __forceinline__ float power_of_2(float x) {
     float y;
@@ -91,25 +101,59 @@ __device__ __forceinline__ float power_of_2(float x) {
     return y;
 }
 
-// Where piece p of a line of an operand of LINES lines lies
-template <int LINES> __device__ __forceinline__ int place(int line, int piece) {
-    return piece < 8 ? line * 128 + (piece ^ (line & 7)) * 16 : LINES * 128 + line * 16;
-}
+/* ---- barriers that count bytes, and the copy engine ---- */
 
-// Lines [0, COUNT) of one head to the lines from `at` on of an operand; src is the row's line `first`; from line T on: zeros
-template <int D, int COUNT, int LINES, int THREADS>
-__device__ __forceinline__ void copy_lines(char *operand, int at, const bf16 *src, int ld, int first, int T, int thread) {
-#pragma unroll 3
-    for (int i = thread; i < COUNT * (D / 8); i += THREADS) {
-        int line = i / (D / 8), piece = i % (D / 8);
-        bool inside = first + line < T;
-        copy_async(operand + place<LINES>(at + line, piece), src + (inside ? line * ld + piece * 8 : -first * ld),
-                   inside ? 16 : 0);
-    }
+__device__ __forceinline__ void barrier_init(unsigned bar, int count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
 }
+__device__ __forceinline__ void barrier_expect(unsigned bar, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(unsigned bar) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+__device__ __forceinline__ void barrier_wait(unsigned bar, unsigned parity) {
+    unsigned done;
+    do
+        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                     : "=r"(done)
+                     : "r"(bar), "r"(parity)
+                     : "memory");
+    while (!done);
+}
+__device__ __forceinline__ void fetch(unsigned dst, const CUtensorMap *map, int x, int y, int z, unsigned bar) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
+            dst),
+        "l"(map), "r"(x), "r"(y), "r"(z), "r"(bar)
+        : "memory");
+}
+__device__ __forceinline__ void put(const CUtensorMap *map, int x, int y, int z, unsigned src) {
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(map), "r"(x), "r"(y),
+                 "r"(z), "r"(src)
+                 : "memory");
+}
+__device__ __forceinline__ void put_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void put_wait() {
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+} // sources may be written again
 
-template <int THREADS> __device__ __forceinline__ void clear_column(char *column, int lines) {
-    for (int i = threadIdx.x; i < lines; i += THREADS) *(uint4 *)(column + i * 16) = make_uint4(0, 0, 0, 0);
+#endif
+
+// Views of qkv [R, T, 3C] in boxes of TILE lines and of o [R, T, C] in boxes of 16; 64 columns with swizzle, and the 8 behind
+// them
+struct views {
+    CUtensorMap in, in_tail, out, out_tail;
+};
+
+#ifdef HOPPER
+
+// TILE lines of one head (columns from x on of row z's lines from y on; beyond the row: zeros) to the lines from `at` on of an
+// operand of LINES lines
+template <int D, int LINES>
+__device__ __forceinline__ void fetch_lines(unsigned operand, int at, const views &v, int x, int y, int z, unsigned bar) {
+    fetch(operand + at * 128, &v.in, x, y, z, bar);
+    if (D > 64) fetch(operand + LINES * 128 + at * 16, &v.in_tail, x + 64, y, z, bar);
 }
 
 // What a thread has of its warpgroup's results: lines lane/4 and lane/4 + 8 of its warp's 16, two numbers in eight; four
@@ -126,21 +170,35 @@ template <int D> __device__ __forceinline__ void clear(results<D> &r) {
     r.top[0] = r.top[1] = -INFINITY, r.sum[0] = r.sum[1] = 0;
 }
 
-/*
- * One step: scores of the 64 queries from line q0 of an operand of QL lines with the BC keys from line k0 of one of KL lines (in
- * the row: from key `first`), then the softmax so far. p: what the values are to be weighted with.
- */
-template <int D, int QL, int KL>
-__device__ __forceinline__ void weigh(unsigned (&p)[BC / 16][4], results<D> &r, const char *q, int q0, const char *k, int k0,
-                                      const char *zeros, int first, int T, float scale2) {
-    const int lane = threadIdx.x & 31;
-    const unsigned aq = shared_address(q), ak = shared_address(k), tq = aq + QL * 128 + q0 * 16, tk = ak + KL * 128 + k0 * 16;
-    float s[BC / 2];
+// Begins the scores of the 64 queries from line q0 of an operand of QL lines with the BC keys from line k0 of one of KL lines
+template <typename E, int D, int QL, int KL>
+__device__ __forceinline__ void begin_scores(float (&s)[BC / 2], unsigned q, int q0, unsigned k, int k0, unsigned zeros) {
+    const unsigned tq = q + QL * 128 + q0 * 16, tk = k + KL * 128 + k0 * 16;
+    const uint64_t dq = swizzled(q + q0 * 128), dk = swizzled(k + k0 * 128);
     products_begin();
 #pragma unroll
-    for (int i = 0; i < 4; i++) multiply(s, swizzled(aq + q0 * 128 + i * 32), swizzled(ak + k0 * 128 + i * 32), i > 0);
-    if (D > 64) multiply(s, descriptor(tq, shared_address(zeros) - tq, 128), descriptor(tk, shared_address(zeros) - tk, 128), 1);
-    products_end();
+    for (int i = 0; i < 4; i++) multiply<E>(s, dq + at(i * 32), dk + at(i * 32), i > 0);
+    if (D > 64) multiply<E>(s, descriptor(tq, zeros - tq, 128), descriptor(tk, zeros - tk, 128), 1);
+    products_commit();
+}
+
+// Begins adding p times the BC values from line v0 of an operand of VL lines
+template <typename E, int D, int VL>
+__device__ __forceinline__ void begin_values(results<D> &r, const unsigned (&p)[BC / 16][4], unsigned v, int v0) {
+    const uint64_t dv = swizzled(v + v0 * 128), dt = descriptor(v + VL * 128 + v0 * 16, 128, 128);
+    products_begin();
+#pragma unroll
+    for (int i = 0; i < BC / 16; i++) {
+        multiply<E>(r.o, p[i], dv + at(i * 16 * 128));
+        if (D > 64) multiply<E>(r.tail, p[i], dt + at(i * 16 * 16));
+    }
+    products_commit();
+}
+
+// Scores of the keys from `first` on become weights; shrink: what the results so far must be multiplied with
+template <int D>
+__device__ __forceinline__ void weigh(float (&s)[BC / 2], results<D> &r, float (&shrink)[2], int first, int T, float scale2) {
+    const int lane = threadIdx.x & 31;
     if (first + BC > T)
 #pragma unroll
         for (int i = 0; i < BC / 2; i++)
@@ -152,127 +210,155 @@ __device__ __forceinline__ void weigh(unsigned (&p)[BC / 16][4], results<D> &r, 
         for (int n = 0; n < BC / 8; n++) best = fmaxf(best, fmaxf(s[4 * n + 2 * g], s[4 * n + 2 * g + 1]));
         best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 1));
         best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 2));
-        const float shrink = power_of_2((r.top[g] - best) * scale2), offset = best * scale2;
+        shrink[g] = power_of_2((r.top[g] - best) * scale2);
+        const float offset = best * scale2;
         r.top[g] = best;
         float part = 0;
 #pragma unroll
         for (int n = 0; n < BC / 8; n++) {
-            float x = power_of_2(fmaf(s[4 * n + 2 * g], scale2, -offset)),
-                  y = power_of_2(fmaf(s[4 * n + 2 * g + 1], scale2, -offset));
+            float &x = s[4 * n + 2 * g], &y = s[4 * n + 2 * g + 1];
+            x = power_of_2(fmaf(x, scale2, -offset)), y = power_of_2(fmaf(y, scale2, -offset));
             part += x + y;
-            p[n / 2][(n & 1) * 2 + g] = pack(x, y);
         }
-        r.sum[g] = fmaf(r.sum[g], shrink, part);
-#pragma unroll
-        for (int n = 0; n < 8; n++) r.o[4 * n + 2 * g] *= shrink, r.o[4 * n + 2 * g + 1] *= shrink;
-        r.tail[2 * g] *= shrink, r.tail[2 * g + 1] *= shrink;
+        r.sum[g] = fmaf(r.sum[g], shrink[g], part);
     }
 }
-
-// Adds p times the BC values from line v0 of an operand of VL lines
-template <int D, int VL>
-__device__ __forceinline__ void add_values(results<D> &r, const unsigned (&p)[BC / 16][4], const char *v, int v0) {
-    const unsigned av = shared_address(v);
-    products_begin();
+template <typename E, int D>
+__device__ __forceinline__ void shrink_and_pack(unsigned (&p)[BC / 16][4], results<D> &r, const float (&s)[BC / 2],
+                                                const float (&shrink)[2]) {
 #pragma unroll
-    for (int i = 0; i < BC / 16; i++) {
-        multiply(r.o, p[i], swizzled(av + (v0 + i * 16) * 128));
-        if (D > 64) multiply(r.tail, p[i], descriptor(av + VL * 128 + (v0 + i * 16) * 16, 128, 128));
+    for (int g = 0; g < 2; g++) {
+#pragma unroll
+        for (int n = 0; n < BC / 8; n++) p[n / 2][(n & 1) * 2 + g] = pack<E>(s[4 * n + 2 * g], s[4 * n + 2 * g + 1]);
+#pragma unroll
+        for (int n = 0; n < 8; n++) r.o[4 * n + 2 * g] *= shrink[g], r.o[4 * n + 2 * g + 1] *= shrink[g];
+        r.tail[2 * g] *= shrink[g], r.tail[2 * g + 1] *= shrink[g];
     }
-    products_end();
 }
 
 /*
- * Divides by the sums and writes the warp's 16 lines through the lines `at` + 0 .. 15 of an operand of LINES lines that nobody
- * else uses, so that memory is written a line's 2 D bytes in a row. o: the first of the 16 lines, C apart; t: its place in the
- * row.
+ * Divides by the sums and sends the warp's 16 lines, from line t of row z on, through the lines `at` + 0 .. 15 of an operand of
+ * LINES lines that nobody else uses. x: the head's first column.
  */
-template <int D, int LINES>
-__device__ __forceinline__ void write(bf16 *o, size_t C, int t, int T, const results<D> &r, char *operand, int at, float scale,
-                                      float *lse) {
+template <typename E, int D, int LINES>
+__device__ __forceinline__ void write(const views &v, int x, int t, int z, int T, const results<D> &r, char *operand, int at,
+                                      float scale, float *lse) {
     const int lane = threadIdx.x & 31;
+    if (lane == 0) put_wait();
+    __syncwarp();
 #pragma unroll
     for (int g = 0; g < 2; g++) {
         float total = r.sum[g];
         total += __shfl_xor_sync(0xffffffffu, total, 1);
         total += __shfl_xor_sync(0xffffffffu, total, 2);
         const float inverse = 1 / total;
-        const int line = g * 8 + lane / 4;
-        if (lse && (lane & 3) == 0 && t + line < T) lse[t + line] = r.top[g] * scale + logf(total);
+        const int line = at + g * 8 + lane / 4;
+        if (lse && (lane & 3) == 0 && t + g * 8 + lane / 4 < T) lse[t + g * 8 + lane / 4] = r.top[g] * scale + logf(total);
 #pragma unroll
         for (int n = 0; n < 8; n++)
-            *(unsigned *)(operand + place<LINES>(at + line, n) + (lane & 3) * 4) =
-                pack(r.o[4 * n + 2 * g] * inverse, r.o[4 * n + 2 * g + 1] * inverse);
+            *(unsigned *)(operand + line * 128 + (n ^ (line & 7)) * 16 + (lane & 3) * 4) =
+                pack<E>(r.o[4 * n + 2 * g] * inverse, r.o[4 * n + 2 * g + 1] * inverse);
         if (D > 64)
-            *(unsigned *)(operand + place<LINES>(at + line, 8) + (lane & 3) * 4) =
-                pack(r.tail[2 * g] * inverse, r.tail[2 * g + 1] * inverse);
+            *(unsigned *)(operand + LINES * 128 + line * 16 + (lane & 3) * 4) =
+                pack<E>(r.tail[2 * g] * inverse, r.tail[2 * g + 1] * inverse);
     }
+    visible_to_products();
     __syncwarp();
-#pragma unroll
-    for (int i = lane; i < 16 * (D / 8); i += 32) {
-        const int line = i / (D / 8), piece = i % (D / 8);
-        if (t + line < T)
-            *(uint4 *)(o + (unsigned)(line * (int)C + piece * 8)) = *(const uint4 *)(operand + place<LINES>(at + line, piece));
+    if (lane == 0 && t < T) {
+        put(&v.out, x, t, z, shared_address(operand) + at * 128);
+        if (D > 64) put(&v.out_tail, x + 64, t, z, shared_address(operand) + LINES * 128 + at * 16);
+        put_commit();
     }
-    __syncwarp();
+}
+
+__device__ __forceinline__ void clear_column(char *column, int lines) {
+    for (int i = threadIdx.x; i < lines; i += blockDim.x) *(uint4 *)(column + i * 16) = make_uint4(0, 0, 0, 0);
 }
 
 #endif
 
-/* ---- any number of keys: a block takes GROUPS x 64 queries of one head of one row ---- */
+/*
+ * ---- any number of keys: a block takes GROUPS x 64 queries of one head of one row ----
+ *
+ * Keys and values come in a ring of SLOTS steps. The first thread refills the slot that was left two steps ago, so that it need
+ * not wait for the other warpgroups.
+ */
+#define SLOTS 4
 
 template <int D, int GROUPS> struct walk_shape {
-    static constexpr int BR = GROUPS * TILE, Q = OPERAND(D, BR), KV = OPERAND(D, BC), BYTES = Q + 4 * KV + BR * 16;
+    static constexpr int BR = GROUPS * TILE, Q = OPERAND(D, BR), KV = OPERAND(D, BC),
+                         BYTES = Q + 2 * SLOTS * KV + BR * 16 + (1 + 3 * SLOTS) * 8;
 };
 
-template <int D, int GROUPS>
+template <typename E, int D, int GROUPS>
 __global__ void __launch_bounds__(GROUPS * 128, 4 / GROUPS)
-    attention_walk(bf16 *o, const bf16 *qkv, int T, int H, float scale, float *lse) {
+    attention_walk(const __grid_constant__ views v, int T, int H, float scale, float *lse) {
 #ifdef HOPPER
     typedef walk_shape<D, GROUPS> S;
-    constexpr int THREADS = GROUPS * 128, BR = S::BR;
+    constexpr int BR = S::BR;
     extern __shared__ __align__(1024) char shared[];
-    char *sq = shared, *sk = sq + S::Q, *sv = sk + 2 * S::KV, *zeros = sv + 2 * S::KV;
-    const int thread = threadIdx.x, q0 = blockIdx.x * BR, h = blockIdx.y, ld = 3 * H * D, blocks = (T + BC - 1) / BC;
-    const size_t C = (size_t)H * D, row = blockIdx.z;
-    const bf16 *q = qkv + row * T * ld + (size_t)h * D, *k = q + C, *v = k + C;
+    char *zeros = shared + S::Q + 2 * SLOTS * S::KV;
+    const unsigned sq = shared_address(shared), sk = sq + S::Q, sv = sk + SLOTS * S::KV, az = shared_address(zeros),
+                   q_full = az + BR * 16, k_full = q_full + 8, v_full = k_full + SLOTS * 8, empty = v_full + SLOTS * 8;
+    const int thread = threadIdx.x, q0 = blockIdx.x * BR, h = blockIdx.y, row = blockIdx.z, C = H * D, steps = (T + BC - 1) / BC;
     const float scale2 = scale * 1.4426950408889634f; // exp(x) = exp2(x log2 e)
-
-    wait_for_previous();
-    copy_lines<D, BR, BR, THREADS>(sq, 0, q + (size_t)q0 * ld, ld, q0, T, thread);
-    for (int j = 0; j < 2; j++) {
-        if (j < blocks) copy_lines<D, BC, BC, THREADS>(sk + j * S::KV, 0, k + (size_t)(j * BC) * ld, ld, j * BC, T, thread);
-        copy_commit();
-        if (j < blocks) copy_lines<D, BC, BC, THREADS>(sv + j * S::KV, 0, v + (size_t)(j * BC) * ld, ld, j * BC, T, thread);
-        copy_commit();
+    auto fetch_step = [&](int j) {
+        const int slot = j % SLOTS;
+        barrier_expect(k_full + slot * 8, S::KV);
+        fetch_lines<D, BC>(sk + slot * S::KV, 0, v, C + h * D, j * BC, row, k_full + slot * 8);
+        barrier_expect(v_full + slot * 8, S::KV);
+        fetch_lines<D, BC>(sv + slot * S::KV, 0, v, 2 * C + h * D, j * BC, row, v_full + slot * 8);
+    };
+    if (thread == 0) {
+        for (int i = 0; i < 1 + 2 * SLOTS; i++) barrier_init(q_full + i * 8, 1);
+        for (int i = 0; i < SLOTS; i++) barrier_init(empty + i * 8, GROUPS * 4);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    clear_column<THREADS>(zeros, BR);
+    clear_column(zeros, BR);
+    visible_to_products();
+    __syncthreads();
+    wait_for_previous();
+    if (thread == 0) {
+        barrier_expect(q_full, S::Q);
+        for (int i = 0; i < GROUPS; i++) fetch_lines<D, BR>(sq, i * TILE, v, h * D, q0 + i * TILE, row, q_full);
+        for (int j = 0; j < 2 && j < steps; j++) fetch_step(j);
+    }
     unsigned p[BC / 16][4];
+    float s[BC / 2], shrink[2];
     results<D> r;
     clear(r);
-    for (int j = 0; j < blocks; j++) {
-        char *kj = sk + (j & 1) * S::KV, *vj = sv + (j & 1) * S::KV;
-        const bool more = j + 2 < blocks;
-        const size_t next = (size_t)((j + 2) * BC) * ld;
-        copy_wait<3>(); // K of this step (and Q) are here
-        visible_to_products();
-        __syncthreads();
-        weigh<D, BR, BC>(p, r, sq, thread / 128 * TILE, kj, 0, zeros, j * BC, T, scale2);
-        copy_wait<2>(); // V of this step
-        visible_to_products();
-        __syncthreads();
-        if (more) copy_lines<D, BC, BC, THREADS>(kj, 0, k + next, ld, (j + 2) * BC, T, thread);
-        copy_commit();
-        add_values<D, BC>(r, p, vj, 0);
-        if (more) {
-            __syncthreads(); // both warpgroups have done with V
-            copy_lines<D, BC, BC, THREADS>(vj, 0, v + next, ld, (j + 2) * BC, T, thread);
+    const int mine = thread / 128 * TILE;
+    barrier_wait(q_full, 0);
+    barrier_wait(k_full, 0);
+    begin_scores<E, D, BR, BC>(s, sq, mine, sk, 0, az);
+    products_wait<0>();
+    for (int j = 0; j + 1 < steps; j++) {
+        const int slot = j % SLOTS, next = (j + 1) % SLOTS;
+        weigh(s, r, shrink, j * BC, T, scale2);
+        products_wait<0>(); // the values of the step before are in; nobody here reads its slot any more
+        shrink_and_pack<E>(p, r, s, shrink);
+        if (j && (thread & 31) == 0) barrier_arrive(empty + (j - 1) % SLOTS * 8);
+        if (thread == 0 && j + 2 < steps) {
+            if (j >= 2) barrier_wait(empty + (j + 2) % SLOTS * 8, ((j - 2) / SLOTS) & 1);
+            fetch_step(j + 2);
         }
-        copy_commit();
+        __syncwarp();
+        barrier_wait(k_full + next * 8, ((j + 1) / SLOTS) & 1);
+        barrier_wait(v_full + slot * 8, (j / SLOTS) & 1);
+        begin_scores<E, D, BR, BC>(s, sq, mine, sk + next * S::KV, 0, az);
+        begin_values<E, D, BC>(r, p, sv + slot * S::KV, 0);
+        products_wait<1>(); // the scores of the next step
     }
-    const int mine = thread / 32 * 16,
-              t = q0 + mine; // the warp's queries; all products that read them ended before the last barrier
-    write<D, BR>(o + (row * T + t) * C + (size_t)h * D, C, t, T, r, sq, mine, scale, lse ? lse + (row * H + h) * T : NULL);
+    weigh(s, r, shrink, (steps - 1) * BC, T, scale2);
+    products_wait<0>();
+    shrink_and_pack<E>(p, r, s, shrink);
+    barrier_wait(v_full + (steps - 1) % SLOTS * 8, ((steps - 1) / SLOTS) & 1);
+    begin_values<E, D, BC>(r, p, sv + (steps - 1) % SLOTS * S::KV, 0);
+    products_wait<0>();
+    const int line = thread / 32 * 16; // the warp's queries, whose group alone read them and has done so
+    asm volatile("bar.sync %0, 128;" ::"r"(thread / 128 + 1) : "memory");
+    write<E, D, BR>(v, h * D, q0 + line, row, T, r, shared, line, scale, lse ? lse + ((size_t)row * H + h) * T : NULL);
+    if ((thread & 31) == 0) put_wait();
 #endif
 }
 
@@ -280,96 +366,164 @@ __global__ void __launch_bounds__(GROUPS * 128, 4 / GROUPS)
  * ---- 65 to 256 keys and many heads: the size that serves ----
  *
  * There the copies are the cost (113 MB of qkv at 64 rows of XL, 50 us) and a head's products take as long, so they must overlap:
- * one block a multiprocessor stays and takes head after head, four warpgroups its 256 queries, while the next head's keys and
- * values are copied into the other pair of buffers, and each warpgroup's next queries as soon as its last scores are made. One
- * barrier a head.
+ * one block a multiprocessor stays and takes head after head, four warpgroups its 256 queries. Meanwhile the next head's keys and
+ * values come into the other pair of buffers, and each warpgroup's next queries as soon as its last scores are made. Warps free
+ * buffers one by one, so that nobody waits for all; the first thread asks for keys a little late, when the others have long done
+ * with the buffer.
  */
 template <int D> struct whole_shape {
     static constexpr int LINES = 4 * TILE, THREADS = 512, ONE = OPERAND(D, LINES),
-                         BYTES = 6 * ONE + LINES * 16; // Q, 2 K, 2 V, results, zeros
+                         BYTES = 6 * ONE + LINES * 16 + 14 * 8; // Q, 2 K, 2 V, results, zeros, barriers
 };
 
-template <int D>
+template <typename E, int D>
 __global__ void __launch_bounds__(whole_shape<D>::THREADS, 1)
-    attention_whole(bf16 *o, const bf16 *qkv, int heads, int T, int H, float scale, float *lse) {
+    attention_whole(const __grid_constant__ views v, int heads, int T, int H, float scale, float *lse) {
 #ifdef HOPPER
     typedef whole_shape<D> S;
-    constexpr int LINES = S::LINES, THREADS = S::THREADS;
+    constexpr int LINES = S::LINES;
     extern __shared__ __align__(1024) char shared[];
-    char *sq = shared, *sk = sq + S::ONE, *sv = sk + 2 * S::ONE, *so = sv + 2 * S::ONE, *zeros = so + S::ONE;
-    const int group = threadIdx.x / 128, q0 = group * TILE, mine = threadIdx.x / 32 * 16, steps = (T + BC - 1) / BC,
-              ld = 3 * H * D;
-    const size_t C = (size_t)H * D;
+    char *so = shared + 5 * S::ONE, *zeros = so + S::ONE;
+    const unsigned sq = shared_address(shared), sk = sq + S::ONE, sv = sk + 2 * S::ONE, az = shared_address(zeros),
+                   q_full = az + LINES * 16, q_empty = q_full + 4 * 8, kv_full = q_empty + 4 * 8,
+                   empty = kv_full + 4 * 8; // K, K, V, V
+    const int group = threadIdx.x / 128, q0 = group * TILE, mine = threadIdx.x / 32 * 16, steps = (T + BC - 1) / BC, C = H * D;
     const float scale2 = scale * 1.4426950408889634f;
-    auto copy_queries = [&](int head) { // this warpgroup's
-        const bf16 *q = qkv + (size_t)(head / H) * T * ld + (size_t)(head % H) * D;
-        copy_lines<D, TILE, LINES, 128>(sq, q0, q + (size_t)q0 * ld, ld, q0, T, threadIdx.x & 127);
+    const bool first_lane = (threadIdx.x & 31) == 0, leader = (threadIdx.x & 127) == 0;
+    auto fetch_queries = [&](int head) { // of this warpgroup
+        barrier_expect(q_full + group * 8, TILE * 2 * D);
+        fetch_lines<D, LINES>(sq, q0, v, head % H * D, q0, head / H, q_full + group * 8);
     };
-    auto copy_keys = [&](int head, int buffer) {
-        const bf16 *k = qkv + (size_t)(head / H) * T * ld + (size_t)(head % H) * D + C;
-        copy_lines<D, LINES, LINES, THREADS>(sk + buffer * S::ONE, 0, k, ld, 0, T, threadIdx.x);
-        copy_lines<D, LINES, LINES, THREADS>(sv + buffer * S::ONE, 0, k + C, ld, 0, T, threadIdx.x);
+    auto fetch_all = [&](int head, int which, int b) { // keys (1) or values (2)
+        const unsigned bar = kv_full + ((which - 1) * 2 + b) * 8, operand = (which == 1 ? sk : sv) + b * S::ONE;
+        barrier_expect(bar, steps * TILE * 2 * D);
+        for (int j = 0; j < steps; j++)
+            fetch_lines<D, LINES>(operand, j * TILE, v, which * C + head % H * D, j * TILE, head / H, bar);
     };
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < 4; i++)
+            barrier_init(q_full + i * 8, 1), barrier_init(q_empty + i * 8, 4), barrier_init(kv_full + i * 8, 1);
+        for (int i = 0; i < 2; i++) barrier_init(empty + i * 8, 16);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    clear_column(zeros, LINES);
+    visible_to_products();
+    __syncthreads();
     wait_for_previous();
-    copy_queries(blockIdx.x);
-    copy_keys(blockIdx.x, 0);
-    copy_commit();
-    clear_column<THREADS>(zeros, LINES);
-    for (int head = blockIdx.x, buffer = 0; head < heads; head += gridDim.x, buffer ^= 1) {
-        const int next = head + gridDim.x;
-        const char *k = sk + buffer * S::ONE, *v = sv + buffer * S::ONE;
+    if (threadIdx.x == 0) fetch_all(blockIdx.x, 1, 0);
+    if (leader) fetch_queries(blockIdx.x);
+    if (threadIdx.x == 0) fetch_all(blockIdx.x, 2, 0);
+    for (int head = blockIdx.x, n = 0; head < heads; head += gridDim.x, n++) {
+        const int b = n & 1, next = head + gridDim.x;
+        const unsigned k = sk + b * S::ONE, val = sv + b * S::ONE, parity = (n >> 1) & 1;
         unsigned p[BC / 16][4];
+        float s[BC / 2], shrink[2];
         results<D> r;
         clear(r);
-        copy_wait<0>();
-        visible_to_products();
-        __syncthreads(); // this head is here, and everyone has done with the last one
-        if (next < heads) copy_keys(next, buffer ^ 1);
-        for (int j = 0; j < steps; j++) {
-            weigh<D, LINES, LINES>(p, r, sq, q0, k, j * BC, zeros, j * BC, T, scale2);
-            if (j == steps - 1) {
-                asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); // this warpgroup has done with its queries
-                if (next < heads) copy_queries(next);
-                copy_commit();
+        __syncwarp();
+        barrier_wait(kv_full + b * 8, parity);
+        barrier_wait(q_full + group * 8, n & 1);
+        begin_scores<E, D, LINES, LINES>(s, sq, q0, k, 0, az);
+        products_wait<0>();
+        for (int j = 0; j + 1 < steps; j++) {
+            weigh(s, r, shrink, j * BC, T, scale2);
+            products_wait<0>();
+            shrink_and_pack<E>(p, r, s, shrink);
+            if (j == 0 && threadIdx.x == 0 && next < heads) {
+                if (n) barrier_wait(empty + (b ^ 1) * 8, ((n - 1) >> 1) & 1);
+                fetch_all(next, 1, b ^ 1);
+                fetch_all(next, 2, b ^ 1);
             }
-            add_values<D, LINES>(r, p, v, j * BC);
+            __syncwarp();
+            if (j == 0) barrier_wait(kv_full + (2 + b) * 8, parity);
+            begin_scores<E, D, LINES, LINES>(s, sq, q0, k, (j + 1) * BC, az);
+            begin_values<E, D, LINES>(r, p, val, j * BC);
+            products_wait<1>();
         }
-        const size_t row = head / H, h = head % H;
-        write<D, LINES>(o + (row * T + mine) * C + h * D, C, mine, T, r, so, mine, scale, lse ? lse + (size_t)head * T : NULL);
+        if (first_lane) barrier_arrive(q_empty + group * 8); // the last scores are made
+        if (leader && next < heads) {
+            barrier_wait(q_empty + group * 8, n & 1);
+            fetch_queries(next);
+        }
+        __syncwarp();
+        weigh(s, r, shrink, (steps - 1) * BC, T, scale2);
+        products_wait<0>();
+        shrink_and_pack<E>(p, r, s, shrink);
+        begin_values<E, D, LINES>(r, p, val, (steps - 1) * BC);
+        products_wait<0>();
+        if (first_lane) barrier_arrive(empty + b * 8);
+        write<E, D, LINES>(v, head % H * D, mine, head / H, T, r, so, mine, scale, lse ? lse + (size_t)head * T : NULL);
     }
+    if (first_lane) put_wait();
 #endif
 }
 
-template <int D, int GROUPS> static int launch_walk(struct kern *k, bf16 *o, const bf16 *qkv, int R, int T, int H, float *lse) {
+/* ---- launching ---- */
+
+typedef CUresult encode_fn(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *,
+                           const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+                           CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+static encode_fn *encoder(void) {
+    static encode_fn *fn; // the driver's; the same for all threads
+    void *p = NULL;
+    cudaDriverEntryPointQueryResult found;
+    if (!fn && cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p, 12000, cudaEnableDefault, &found) == cudaSuccess)
+        fn = (encode_fn *)p;
+    return fn;
+}
+
+// Boxes of `lines` x `columns` of p [R, T, ld]
+static bool encode(CUtensorMap *map, const void *p, int R, int T, int ld, int lines, int columns) {
+    cuuint64_t dims[] = {(cuuint64_t)ld, (cuuint64_t)T, (cuuint64_t)R},
+               strides[] = {(cuuint64_t)ld * 2, (cuuint64_t)ld * 2 * (cuuint64_t)T};
+    cuuint32_t box[] = {(cuuint32_t)columns, (cuuint32_t)lines, 1}, ones[] = {1, 1, 1};
+    return encoder() &&
+           encoder()(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)p, dims, strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                     columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                     CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+static int make_views(struct kern *k, views *v, void *o, const void *qkv, int R, int T, int C) {
+    bool ok = encode(&v->in, qkv, R, T, 3 * C, TILE, 64) && encode(&v->in_tail, qkv, R, T, 3 * C, TILE, 8) &&
+              encode(&v->out, o, R, T, C, 16, 64) && encode(&v->out_tail, o, R, T, C, 16, 8);
+    return ok ? KERN_OK : cuda_fail(k, KERN_EDEVICE, "attention: the driver describes no array of %d x %d x %d", R, T, 3 * C);
+}
+
+template <typename E, int D, int GROUPS> static int launch_walk(struct kern *k, const views &v, int R, int T, int H, float *lse) {
     typedef walk_shape<D, GROUPS> S;
-    int rc = cuda_check(k, cudaFuncSetAttribute(attention_walk<D, GROUPS>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES),
-                        "attention");
+    int rc =
+        cuda_check(k, cudaFuncSetAttribute(attention_walk<E, D, GROUPS>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES),
+                   "attention");
     if (rc < 0) return rc;
     dim3 grid((unsigned)((T + S::BR - 1) / S::BR), (unsigned)H, (unsigned)R);
-    launch_early(k, attention_walk<D, GROUPS>, grid, GROUPS * 128, S::BYTES, o, qkv, T, H, 1 / sqrtf((float)D), lse);
+    launch_early(k, attention_walk<E, D, GROUPS>, grid, GROUPS * 128, S::BYTES, v, T, H, 1 / sqrtf((float)D), lse);
     return cuda_launched(k, "attention");
 }
 
-template <int D> static int launch_whole(struct kern *k, bf16 *o, const bf16 *qkv, int R, int T, int H, float *lse) {
+template <typename E, int D> static int launch_whole(struct kern *k, const views &v, int R, int T, int H, float *lse) {
     typedef whole_shape<D> S;
-    int rc = cuda_check(k, cudaFuncSetAttribute(attention_whole<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES),
+    int rc = cuda_check(k, cudaFuncSetAttribute(attention_whole<E, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES),
                         "attention");
     if (rc < 0) return rc;
     unsigned blocks = (unsigned)(R * H < cuda_of(k)->sms ? R * H : cuda_of(k)->sms);
-    launch_early(k, attention_whole<D>, dim3(blocks), S::THREADS, S::BYTES, o, qkv, R * H, T, H, 1 / sqrtf((float)D), lse);
+    launch_early(k, attention_whole<E, D>, dim3(blocks), S::THREADS, S::BYTES, v, R * H, T, H, 1 / sqrtf((float)D), lse);
     return cuda_launched(k, "attention");
 }
 
-template <int D> static int run(struct kern *k, bf16 *o, const bf16 *qkv, int R, int T, int H, float *lse) {
+template <typename E, int D> static int run(struct kern *k, void *o, const void *qkv, int R, int T, int H, float *lse) {
     int sms = cuda_of(k)->sms;
-    if (T > BC && T <= 4 * TILE && (long)R * H >= sms / 2) return launch_whole<D>(k, o, qkv, R, T, H, lse);
-    if ((long)R * H * ((T + 2 * TILE - 1) / (2 * TILE)) >= sms) return launch_walk<D, 2>(k, o, qkv, R, T, H, lse);
-    return launch_walk<D, 1>(k, o, qkv, R, T, H, lse);
+    views v;
+    int rc = make_views(k, &v, o, qkv, R, T, H * D);
+    if (rc < 0) return rc;
+    if (T > BC && T <= 4 * TILE && (long)R * H >= sms / 2) return launch_whole<E, D>(k, v, R, T, H, lse);
+    if ((long)R * H * ((T + 2 * TILE - 1) / (2 * TILE)) >= sms) return launch_walk<E, D, 2>(k, v, R, T, H, lse);
+    return launch_walk<E, D, 1>(k, v, R, T, H, lse);
 }
 
 bool cuda_attention_sm90(struct kern *k, void *o, const void *qkv, int R, int T, int H, int D, float *lse, int *rc) {
     if (!cuda_of(k)->hopper || (D != 64 && D != 72)) return false;
-    *rc =
-        D == 64 ? run<64>(k, (bf16 *)o, (const bf16 *)qkv, R, T, H, lse) : run<72>(k, (bf16 *)o, (const bf16 *)qkv, R, T, H, lse);
+    if (k->act == KERN_F16) *rc = D == 64 ? run<__half, 64>(k, o, qkv, R, T, H, lse) : run<__half, 72>(k, o, qkv, R, T, H, lse);
+    else *rc = D == 64 ? run<__nv_bfloat16, 64>(k, o, qkv, R, T, H, lse) : run<__nv_bfloat16, 72>(k, o, qkv, R, T, H, lse);
     return true;
 }

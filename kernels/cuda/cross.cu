@@ -47,6 +47,7 @@ int cuda_cross_attention(struct kern *k, void *o, const void *q, const float *kv
         return cuda_fail(k, KERN_EUNSUPPORTED, "cross-attention to %d keys (1 to %d)", S, KERN_CROSS_KEYS);
     if (n == 0) return KERN_OK;
     if (k->act == KERN_F32) cross<float><<<blocks, 256, 0, s>>>((float *)o, (const float *)q, kv, n, ld, T, S, H, D);
+    else if (k->act == KERN_F16) cross<__half><<<blocks, 256, 0, s>>>((__half *)o, (const __half *)q, kv, n, ld, T, S, H, D);
     else cross<__nv_bfloat16><<<blocks, 256, 0, s>>>((__nv_bfloat16 *)o, (const __nv_bfloat16 *)q, kv, n, ld, T, S, H, D);
     return cuda_launched(k, "cross_attention");
 }

@@ -178,6 +178,7 @@ static void cuda_close(struct kern *k) {
         if (c->half_done[i]) cudaEventDestroy(c->half_done[i]);
     if (c->pinned) cudaFreeHost(c->pinned);
     if (c->twin) cudaFree(c->twin);
+    if (c->workspace) cudaFree(c->workspace);
     if (c->stream) cudaStreamDestroy(c->stream);
     free(c);
     k->impl = NULL;
@@ -264,6 +265,9 @@ extern "C" __attribute__((visibility("default"))) int sitd_cuda_open(struct kern
         return cuda_fail(k, KERN_EUNSUPPORTED, "%s belongs to another version of this program", KERN_CUDA_LIBRARY);
     int rc = find_device(k, cfg->device, &p);
     if (rc < 0) return rc;
+    if (cfg->product == KERN_PRODUCT_FP8 && (p.major != 9 || p.minor != 0)) // other architectures scale otherwise
+        return cuda_fail(k, KERN_EUNSUPPORTED, "precision fp8 needs a Hopper GPU (compute capability 9.0); %s has %d.%d", p.name,
+                         p.major, p.minor);
     struct cuda *c = (struct cuda *)calloc(1, sizeof *c);
     if (!c) return cuda_fail(k, KERN_ENOMEM, "out of memory");
     c->host = host;
@@ -278,10 +282,17 @@ extern "C" __attribute__((visibility("default"))) int sitd_cuda_open(struct kern
     }
     k->name = "cuda";
     k->threads = 1;
-    k->stream = cfg->act == KERN_BF16 && !cfg->exact_stream ? KERN_F16 : KERN_F32;
-    k->picture = cfg->act;
+    k->stream = cfg->act != KERN_F32 && !cfg->exact_stream ? KERN_F16 : KERN_F32;
+    if (cfg->any_bits) rc = cuda_check(k, cudaMalloc(&c->workspace, WORKSPACE_BYTES), "a workspace of products");
+    if (rc < 0) return cuda_close(k), rc;
+    c->tf32 = cfg->product == KERN_PRODUCT_TF32;
+    k->picture = cfg->act == KERN_F32 ? KERN_F32 : KERN_BF16;
     k->pixels = PIXELS;
     snprintf(k->device, sizeof k->device, "%.60s, GPU %d, %.0f GiB", p.name, cfg->device, (double)p.totalGlobalMem / (1 << 30));
     fill(k);
+    if (cfg->product == KERN_PRODUCT_FP8) {
+        k->norm_modulate_fp8 = cuda_norm_modulate_fp8;
+        k->gate_norm_fp8 = cuda_gate_norm_fp8;
+    }
     return KERN_OK;
 }

@@ -7,8 +7,11 @@
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
+#define FP8_MOST 448.0f // the largest number of e4m3
+#define WORKSPACE_BYTES ((size_t)32 << 20)
 #define RING_BYTES ((size_t)1 << 20) // of one half of the staging ring
 
 struct plan;
@@ -18,7 +21,9 @@ struct cuda { // k->impl
     cublasLtHandle_t lt;
     const struct cuda_host *host;
     int device, sms;
-    bool hopper; // compute capability 9.0: wgmma
+    bool hopper;     // compute capability 9.0: wgmma
+    void *workspace; // any_bits: of products that are split along K, else NULL
+    bool tf32;       // float32 products round their factors to 10 bits
     bool capturing;
     /* staging: small host arrays go through pinned memory to the device without waiting. Two halves; an event guards the reuse of
      * each. */
@@ -30,7 +35,7 @@ struct cuda { // k->impl
 
 static inline struct cuda *cuda_of(const struct kern *k) { return (struct cuda *)k->impl; }
 
-static inline size_t kern_size(enum kern_dtype t) { return t == KERN_F32 ? 4 : 2; }
+static inline size_t kern_size(enum kern_dtype t) { return t == KERN_F32 ? 4 : t == KERN_F8 ? 1 : 2; }
 
 int cuda_fail(struct kern *, int status, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 int cuda_check(struct kern *, cudaError_t, const char *what); // 0, or KERN_EDEVICE / KERN_ENOMEM with the text
@@ -51,6 +56,10 @@ int cuda_condition(struct kern *, float *silu_c, const float *temb, const float 
                    float *save_c);
 int cuda_norm_modulate(struct kern *, void *y, const void *x, const float *shift, const float *scale, int ld, int R, int T, int C,
                        float eps, void *save_xhat, float *save_rstd);
+int cuda_norm_modulate_fp8(struct kern *, void *y, const void *x, const float *shift, const float *scale, int ld, int R, int T,
+                           int C, float eps, void *save_xhat, float *save_rstd);
+int cuda_gate_norm_fp8(struct kern *, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale,
+                       int ld, int R, int T, int C, float eps, void *save_xhat, float *save_rstd);
 int cuda_gate_norm(struct kern *, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale,
                    int ld, int R, int T, int C, float eps, void *save_xhat, float *save_rstd);
 int cuda_attention(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);
@@ -73,6 +82,20 @@ int cuda_gather(struct kern *, float *in, const float *cols, size_t numel, const
 int cuda_row_update(struct kern *, float *cols, size_t numel, size_t plane, const float *out, size_t out_ld, const float *noise,
                     const struct kern_row_update *, int n);
 int cuda_row_norm(struct kern *, double *norms, const float *cols, size_t numel, const struct kern_norm *, int n);
+
+template <typename E> inline constexpr bool is_half = false; // else __nv_bfloat16
+template <> inline constexpr bool is_half<__half> = true;
+
+// Two numbers as one register of E
+template <typename E> __device__ __forceinline__ unsigned pack(float lo, float hi) {
+    if constexpr (is_half<E>) {
+        __half2 v = __floats2half2_rn(lo, hi);
+        return *(unsigned *)&v;
+    } else {
+        __nv_bfloat162 v = __floats2bfloat162_rn(lo, hi);
+        return *(unsigned *)&v;
+    }
+}
 
 template <typename T> __device__ __forceinline__ float load_f32(const T *p) { return (float)*p; }
 template <typename T> __device__ __forceinline__ void store_f32(T *p, float v) { *p = (T)v; }
@@ -135,20 +158,24 @@ __device__ __forceinline__ void ldmatrix2_trans(unsigned r[2], const void *p) {
                  : "=r"(r[0]), "=r"(r[1])
                  : "r"(shared_address(p)));
 }
-__device__ __forceinline__ void mma_bf16_k16(float d[4], const unsigned a[4], unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+// d += a b with elements of type E, 16 x 8 x 16 and 16 x 8 x 8
+template <typename E> __device__ __forceinline__ void mma_k16(float d[4], const unsigned a[4], unsigned b0, unsigned b1) {
+#define MMA(type)                                                                                                                \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"      \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                                         \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+    if constexpr (is_half<E>) MMA("f16");
+    else MMA("bf16");
+#undef MMA
 }
-__device__ __forceinline__ void mma_bf16_k8(float d[4], const unsigned a[2], unsigned b) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(b));
-}
-__device__ __forceinline__ void mma_f16_k16(float d[4], const unsigned a[4], unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+template <typename E> __device__ __forceinline__ void mma_k8(float d[4], const unsigned a[2], unsigned b) {
+#define MMA(type)                                                                                                                \
+    asm("mma.sync.aligned.m16n8k8.row.col.f32." type "." type ".f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"                \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                                         \
+        : "r"(a[0]), "r"(a[1]), "r"(b))
+    if constexpr (is_half<E>) MMA("f16");
+    else MMA("bf16");
+#undef MMA
 }
 
 #endif

@@ -1,29 +1,36 @@
 // SPDX-License-Identifier: MIT
 /*
- * linear: a layer made ready. Three ways:
- *   LT      token matrices in bfloat16 or float32 (no TF32): cuBLASLt with pinned algorithms (plan.cu), bias and, in bfloat16,
- * GELU in its epilogue; VECTOR  conditioning vectors of a bfloat16 run (vector.cu): float32 in and out, weights in float16; PLAIN
- * everything else (plain.cu): float32 vectors, the patch embedding, shapes that are not multiples of 8. Weights go up in pieces
- * in the type they are stored in and are converted on the device.
+ * linear: a layer made ready. Four ways:
+ *   LT      token matrices: cuBLASLt with pinned algorithms (plan.cu), bias and, in 16 bits, GELU in its epilogue. Behind a norm
+ * they are e4m3 products where the run is (spec.x_fp8): w with a scale a line, x with a scale a token, results in bfloat16; WIDE
+ * conditioning vectors of a 16-bit run with many weights: the same with activations and weights rounded to float16 and float32
+ *           results. 11 bits are an eighth of bfloat16's error for the same bytes, and reading the weights is the cost. (A second
+ * float16 number for the rest of each activation was tried: 1.01e-3 over 50 steps of XL where this gives 0.93e-3.) VECTOR  those
+ * with few weights (vector.cu); PLAIN   everything else (plain.cu): float32 vectors, the patch embedding, shapes that are not
+ * multiples of 8. Weights go up in pieces in the type they are stored in and are converted on the device.
  */
 #include "kernels/cuda/linear.cuh"
 
 #include <stdlib.h>
 
-enum way { LT, VECTOR, PLAIN };
+enum way { LT, WIDE, VECTOR, PLAIN };
+
+#define WIDE_WEIGHTS ((size_t)4 << 20) // fewer are VECTOR's
+#define WIDE_LINES 128                 // at once
 
 struct cuda_linear { // what struct kern_linear is here
     struct kern_linear_spec spec;
     enum way way;
-    void *w;      // LT: x's type; VECTOR: float16; PLAIN: float32
-    void *bias;   // [out], LT: y's type, else float32
-    __half *half; // VECTOR: rounded activations
+    void *w;       // LT: x's type; WIDE, VECTOR: float16; PLAIN: float32
+    void *bias;    // [out], LT: y's type, else float32
+    float *scales; // [out], of w where it is e4m3
+    __half *half;  // WIDE: [WIDE_LINES, in] rounded activations
     struct plan *plan;
 };
 
 #define PIECE ((size_t)32 << 20) // bytes of weights on their way at once
 
-enum target { TO_F32, TO_F32_ROUNDED, TO_BF16, TO_F16 };
+enum target { TO_F32, TO_F32_BF16, TO_F32_F16, TO_BF16, TO_F16 }; // TO_F32_BF16: float32 that bfloat16 holds
 
 __global__ static void convert(void *dst, const void *src, size_t n, enum kern_dtype from, enum target to, unsigned *outside) {
     size_t i = (size_t)blockIdx.x * 256 + threadIdx.x;
@@ -35,8 +42,11 @@ __global__ static void convert(void *dst, const void *src, size_t n, enum kern_d
     case TO_F32:
         ((float *)dst)[i] = v;
         break;
-    case TO_F32_ROUNDED:
+    case TO_F32_BF16:
         ((float *)dst)[i] = __bfloat162float(__float2bfloat16_rn(v));
+        break;
+    case TO_F32_F16:
+        ((float *)dst)[i] = __half2float(__float2half_rn(v));
         break;
     case TO_BF16:
         ((__nv_bfloat16 *)dst)[i] = __float2bfloat16_rn(v);
@@ -81,7 +91,7 @@ void cuda_linear_free(struct kern *k, struct kern_linear *opaque) {
     struct cuda_linear *l = (struct cuda_linear *)opaque;
     if (!l) return;
     cudaStreamSynchronize(cuda_of(k)->stream);
-    void *buffers[] = {l->w, l->bias, l->half};
+    void *buffers[] = {l->w, l->bias, l->half, l->scales};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
         if (buffers[i]) cudaFree(buffers[i]);
     free(l);
@@ -97,32 +107,68 @@ static enum kern_dtype y_type(const struct kern *k, const struct kern_linear_spe
 
 static enum way choose_way(const struct kern *k, const struct kern_linear_spec *s) {
     if (k->act == KERN_F32) return s->unit != KERN_VEC && s->in % 4 == 0 && s->out % 4 == 0 && s->in >= 32 ? LT : PLAIN;
-    if (product_f32(k, s)) return s->unit == KERN_VEC && s->in % 8 == 0 && !s->y_stream ? VECTOR : PLAIN;
-    return !s->x_f32 && y_type(k, s) != KERN_F16 && s->in % 8 == 0 && s->out % 8 == 0 ? LT : PLAIN;
+    bool vectors = s->unit == KERN_VEC && s->in % 8 == 0 && s->out % 8 == 0 && !s->y_stream;
+    if (product_f32(k, s)) return !vectors ? PLAIN : (size_t)s->in * (size_t)s->out < WIDE_WEIGHTS ? VECTOR : WIDE;
+    return !s->x_f32 && !s->y_stream && s->in % 8 == 0 && s->out % 8 == 0 ? LT : PLAIN;
 }
+
+static bool is_fp8(const struct kern *k, const struct kern_linear_spec *s) { return s->x_fp8 && k->gate_norm_fp8; }
 
 static struct plan_key key_of(const struct kern *k, const struct kern_linear_spec *s, bool plain) {
     struct plan_key key = {.N = s->out, .K = s->in, .unit = s->unit, .xt = k->act, .yt = y_type(k, s)};
-    key.gelu = s->act == KERN_GELU_TANH && k->act == KERN_BF16 && !plain; // the epilogue's tanh is too coarse for float32
+    if (choose_way(k, s) == WIDE) return key.xt = KERN_F16, key;
+    if (is_fp8(k, s)) key.xt = KERN_F8;
+    key.gelu = s->act == KERN_GELU_TANH && k->act != KERN_F32 && !plain; // the epilogue's tanh is too coarse for float32
     return key;
+}
+
+// A line of w to e4m3: scale = its largest number/448
+__global__ static void __launch_bounds__(256) quantise_lines(__nv_fp8_e4m3 *q, float *scales, const float *w, int K) {
+    __shared__ float part[8];
+    const float *line = w + (size_t)blockIdx.x * K;
+    float most = 0;
+    for (int i = threadIdx.x; i < K; i += 256) most = fmaxf(most, fabsf(line[i]));
+    for (int i = 16; i; i /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = most;
+    __syncthreads();
+    for (int i = 0; i < 8; i++) most = fmaxf(most, part[i]);
+    const float scale = most > 0 ? most / FP8_MOST : 1;
+    for (int i = threadIdx.x; i < K; i += 256) q[(size_t)blockIdx.x * K + i] = __nv_fp8_e4m3(line[i] / scale);
+    if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+}
+
+static int quantise(struct kern *k, struct cuda_linear *l) {
+    const struct kern_linear_spec *s = &l->spec;
+    __nv_fp8_e4m3 *q = NULL;
+    cudaStream_t stream = cuda_of(k)->stream;
+    int rc = cuda_check(k, cudaMalloc((void **)&q, (size_t)s->out * (size_t)s->in), "weights");
+    if (rc == KERN_OK) rc = cuda_check(k, cudaMalloc((void **)&l->scales, (size_t)s->out * 4), "scales of weights");
+    if (rc == KERN_OK) {
+        quantise_lines<<<(unsigned)s->out, 256, 0, stream>>>(q, l->scales, (const float *)l->w, s->in);
+        rc = cuda_launched(k, "quantising weights");
+    }
+    if (rc == KERN_OK) rc = cuda_check(k, cudaStreamSynchronize(stream), "quantising weights");
+    cudaFree(l->w);
+    l->w = q;
+    return rc;
 }
 
 static int upload_parts(struct kern *k, struct cuda_linear *l, const void *w, const float *b) {
     const struct kern_linear_spec *s = &l->spec;
     size_t N = (size_t)s->out, count = N * (size_t)s->in;
-    bool outside = false, bf16 = k->act == KERN_BF16, bias16 = l->way == LT && bf16 && !s->y_f32;
-    enum target to = l->way == VECTOR  ? TO_F16
-                     : l->way == PLAIN ? product_f32(k, s) ? TO_F32 : TO_F32_ROUNDED
-                     : bf16            ? TO_BF16
-                                       : TO_F32;
-    int rc = upload_as(k, &l->w, w, count, s->w_store, to, &outside);
+    bool outside = false, bf16 = k->act == KERN_BF16, bias16 = l->way == LT && k->act != KERN_F32 && !s->y_f32,
+         vectors = l->way == WIDE || l->way == VECTOR;
+    enum target act = bf16 ? TO_BF16 : k->act == KERN_F16 ? TO_F16 : TO_F32;
+    enum target to = vectors ? TO_F16 : l->way != PLAIN ? act : product_f32(k, s) ? TO_F32 : bf16 ? TO_F32_BF16 : TO_F32_F16;
+    int rc = upload_as(k, &l->w, w, count, s->w_store, is_fp8(k, s) ? TO_F32 : to, vectors ? &outside : NULL);
+    if (rc == KERN_OK && is_fp8(k, s)) rc = quantise(k, l);
     if (rc == KERN_OK && outside) { // a weight beyond float16: slower, but right
         cudaFree(l->w);
         l->w = NULL;
         l->way = PLAIN;
         rc = upload_as(k, &l->w, w, count, s->w_store, TO_F32, NULL);
     }
-    if (rc == KERN_OK && b) return upload_as(k, &l->bias, b, N, KERN_F32, bias16 ? TO_BF16 : TO_F32, NULL);
+    if (rc == KERN_OK && b) return upload_as(k, &l->bias, b, N, KERN_F32, bias16 ? act : TO_F32, NULL);
     if (rc == KERN_OK) rc = cuda_check(k, cudaMalloc(&l->bias, N * 4), "a bias");
     return rc == KERN_OK ? cuda_check(k, cudaMemsetAsync(l->bias, 0, N * 4, cuda_of(k)->stream), "a bias") : rc;
 }
@@ -131,19 +177,20 @@ int cuda_linear_new(struct kern *k, const struct kern_linear_spec *s, const void
     *out = NULL;
     int rc = cuda_of(k)->host->check_linear(k, s);
     if (rc == KERN_OK) rc = cuda_not_recorded(k, "linear_new");
+    if (rc == KERN_OK && is_fp8(k, s) && (s->in % 128 != 0 || s->out % 16 != 0))
+        rc = cuda_fail(k, KERN_EUNSUPPORTED, "fp8 wants a width that is a multiple of 128, not %d", s->in);
     if (rc < 0) return rc;
     struct cuda_linear *l = (struct cuda_linear *)calloc(1, sizeof *l);
     if (!l) return cuda_fail(k, KERN_ENOMEM, "out of memory for a linear layer of %d x %d", s->out, s->in);
     l->spec = *s;
     l->way = choose_way(k, s);
     rc = upload_parts(k, l, w, b);
-    if (rc == KERN_OK && l->way == LT) {
+    if (rc == KERN_OK && (l->way == LT || l->way == WIDE)) {
         struct plan_key key = key_of(k, s, false);
         rc = plan_get(k, &l->plan, &key, l->w);
     }
-    if (rc == KERN_OK && l->way == VECTOR) {
-        rc = cuda_check(k, cudaMalloc((void **)&l->half, 64 * (size_t)s->in * 2), "rounded vectors");
-    }
+    if (rc == KERN_OK && l->way == WIDE)
+        rc = cuda_check(k, cudaMalloc((void **)&l->half, WIDE_LINES * (size_t)s->in * 2), "rounded vectors");
     if (rc < 0) return cuda_linear_free(k, (struct kern_linear *)l), rc;
     *out = (struct kern_linear *)l;
     return KERN_OK;
@@ -161,11 +208,31 @@ static int run_lt(struct kern *k, const struct cuda_linear *l, void *y, const vo
     struct plan_key key = key_of(k, s, pre != NULL);
     bool fused = s->act == KERN_NONE || key.gelu;
     size_t count = (size_t)lines * (size_t)s->out;
-    if (rc == KERN_OK) rc = plan_run(k, plan, pre && !fused ? pre : y, x, l->w, l->bias, lines);
+    if (rc == KERN_OK) rc = plan_run(k, plan, pre && !fused ? pre : y, x, l->w, l->bias, l->scales, lines);
     if (rc < 0 || (fused && !pre)) return rc;
     if (!fused) return plain_activate(k, y, pre ? pre : y, count, key.yt, s->act);
     return cuda_check(k, cudaMemcpyAsync(pre, y, count * kern_size(key.yt), cudaMemcpyDeviceToDevice, cuda_of(k)->stream),
                       "linear");
+}
+
+__global__ static void to_half(__half *half, const float *x, size_t n) {
+    size_t i = (size_t)blockIdx.x * 256 + threadIdx.x;
+    if (i < n) half[i] = __float2half_rn(x[i]);
+}
+
+static int run_wide(struct kern *k, const struct cuda_linear *l, float *y, const float *x, long lines, float *pre) {
+    const struct kern_linear_spec *s = &l->spec;
+    float *to = pre ? pre : y;
+    int rc = KERN_OK;
+    for (long at = 0; at < lines && rc == KERN_OK; at += WIDE_LINES) {
+        long n = lines - at < WIDE_LINES ? lines - at : WIDE_LINES;
+        size_t count = (size_t)n * (size_t)s->in;
+        to_half<<<(unsigned)((count + 255) / 256), 256, 0, cuda_of(k)->stream>>>(l->half, x + (size_t)at * (size_t)s->in, count);
+        rc = cuda_launched(k, "linear of vectors");
+        if (rc == KERN_OK) rc = plan_run(k, l->plan, to + (size_t)at * (size_t)s->out, l->half, l->w, l->bias, NULL, n);
+    }
+    if (rc < 0 || (s->act == KERN_NONE && !pre)) return rc;
+    return plain_activate(k, y, to, (size_t)lines * (size_t)s->out, KERN_F32, s->act);
 }
 
 int cuda_linear(struct kern *k, const struct kern_linear *opaque, void *y, const void *x, int units, void *save_pre) {
@@ -174,13 +241,11 @@ int cuda_linear(struct kern *k, const struct kern_linear *opaque, void *y, const
     long lines = (long)units * s->unit;
     if (units == 0) return KERN_OK;
     if (l->way == LT) return run_lt(k, l, y, x, lines, save_pre);
-    if (l->way == VECTOR && !save_pre)
-        return vector_linear(k, (float *)y, (const float *)x, (const __half *)l->w, (const float *)l->bias, l->half, s->out,
-                             s->in, (int)lines, s->act);
+    if (l->way == WIDE) return run_wide(k, l, (float *)y, (const float *)x, lines, (float *)save_pre);
     if (l->way == VECTOR) {
-        int rc = vector_linear(k, (float *)save_pre, (const float *)x, (const __half *)l->w, (const float *)l->bias, l->half,
-                               s->out, s->in, (int)lines, KERN_NONE);
-        return rc < 0 ? rc : plain_activate(k, y, save_pre, (size_t)lines * (size_t)s->out, KERN_F32, s->act);
+        int rc = vector_linear(k, (float *)(save_pre ? save_pre : y), (const float *)x, (const __half *)l->w,
+                               (const float *)l->bias, s->out, s->in, (int)lines, save_pre ? KERN_NONE : s->act);
+        return rc < 0 || !save_pre ? rc : plain_activate(k, y, save_pre, (size_t)lines * (size_t)s->out, KERN_F32, s->act);
     }
     struct plain_args a = {.y = y,
                            .x = x,
@@ -191,7 +256,7 @@ int cuda_linear(struct kern *k, const struct kern_linear *opaque, void *y, const
                            .N = s->out,
                            .K = s->in,
                            .x_f32 = s->x_f32 || k->act == KERN_F32,
-                           .round_x = !product_f32(k, s),
+                           .round_x = product_f32(k, s) ? KERN_F32 : k->act,
                            .yt = y_type(k, s),
                            .act = s->act};
     return plain_linear(k, &a);

@@ -8,17 +8,17 @@
 struct plan_key {
     int N, K, unit;         // y[units*unit, N] = x[units*unit, K] w^T
     bool gelu;              // tanh-GELU in the epilogue
-    enum kern_dtype xt, yt; // x and w: KERN_F32 or KERN_BF16; y
+    enum kern_dtype xt, yt; // x and w; y
 };
 // Finds or makes the plan; w is a weight matrix of that shape to try the candidates with. Allocates and waits for the device.
 int plan_get(struct kern *, struct plan **, const struct plan_key *, const void *w);
-int plan_run(struct kern *, const struct plan *, void *y, const void *x, const void *w, const void *bias,
-             long tokens); // bias: y's type
+// bias: y's type. w_scales [N]: of w's lines, where x and w are KERN_F8; x's [lines] lie behind x
+int plan_run(struct kern *, const struct plan *, void *y, const void *x, const void *w, const void *bias, const float *w_scales,
+             long lines);
 
-/* vector.cu: few lines against many weights */
-// half: [64, K] scratch. lines: a multiple of KERN_VEC. K a multiple of 8.
-int vector_linear(struct kern *, float *y, const float *x, const __half *w, const float *bias, __half *half, int N, int K,
-                  int lines, enum kern_act);
+/* vector.cu: few lines against few weights. lines: a multiple of KERN_VEC; K of 8 */
+int vector_linear(struct kern *, float *y, const float *x, const __half *w, const float *bias, int N, int K, int lines,
+                  enum kern_act);
 
 /* plain.cu: any shape and types; float32 sums in index order */
 struct plain_args {
@@ -28,8 +28,9 @@ struct plain_args {
     void *pre;             // NULL or where the value before the activation goes
     long M;
     int N, K;
-    bool x_f32, round_x; // round_x: factors are bfloat16
-    enum kern_dtype yt;  // of y and pre
+    bool x_f32;              // else x is of k->act
+    enum kern_dtype round_x; // what x's elements are rounded to; w's are
+    enum kern_dtype yt;      // of y and pre
     enum kern_act act;
 };
 int plain_linear(struct kern *, const struct plain_args *);

@@ -51,6 +51,23 @@ template <int VEC> __device__ __forceinline__ void save(__half *p, const float *
     *(typename vec<VEC>::h *)p = *(const typename vec<VEC>::h *)h;
 }
 
+/*
+ * A token in e4m3 with a scale of its own: y = q*scale, the largest |y| on 448. All numbers of the token are in the warp.
+ */
+template <int VEC, int NV>
+__device__ __forceinline__ void save_token(__nv_fp8_e4m3 *p, float *token_scale, const float (&y)[NV][VEC], int lane) {
+    float most = 0;
+    for (int i = 0; i < NV; i++)
+        for (int j = 0; j < VEC; j++) most = fmaxf(most, fabsf(y[i][j]));
+    for (int i = 16; i; i /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
+    const float scale = most > 0 ? most / FP8_MOST : 1, up = 1 / scale;
+    for (int i = 0; i < NV; i++) {
+        __nv_fp8x4_e4m3 q(make_float4(y[i][0] * up, y[i][1] * up, y[i][2] * up, y[i][3] * up));
+        *(__nv_fp8x4_e4m3 *)(p + i * 32 * VEC) = q;
+    }
+    if (lane == 0) *token_scale = scale;
+}
+
 struct norm_args {
     void *y; // NULL: only the gated residual
     void *x; // written when gate is given
@@ -59,10 +76,11 @@ struct norm_args {
     int ld, T, C, tokens; // tokens a block
     float eps;
     void *xhat;
-    float *rstd;
+    float *rstd, *scales; // scales: one a token, where y is e4m3
 };
 
-template <typename A, typename X, int VEC, int NV, bool GATE>
+// A: the branch h (and xhat); Y: y, A or e4m3; X: the residual stream
+template <typename A, typename Y, typename X, int VEC, int NV, bool GATE>
 __global__ void __launch_bounds__(WARPS * 32, 4) norm_kernel(const norm_args a) {
     constexpr int C = 32 * VEC * NV;
     __shared__ __align__(16) float vectors[3][C];
@@ -113,8 +131,11 @@ __global__ void __launch_bounds__(WARPS * 32, 4) norm_kernel(const norm_args a) 
             for (int j = 0; j < VEC; j++) x[i][j] = (x[i][j] - mean) * rstd;
             if (a.xhat) save<VEC>((A *)a.xhat + at + i * 32 * VEC, x[i]);
             for (int j = 0; j < VEC; j++) y[j] = fmaf(x[i][j], scale[j], shift[j]);
-            save<VEC>((A *)a.y + at + i * 32 * VEC, y);
+            if constexpr (sizeof(Y) == 1)
+                for (int j = 0; j < VEC; j++) x[i][j] = y[j];
+            else save<VEC>((Y *)a.y + at + i * 32 * VEC, y);
         }
+        if constexpr (sizeof(Y) == 1) save_token<VEC, NV>((Y *)a.y + at, a.scales + token, x, lane);
         if (lane == 0 && a.rstd) a.rstd[token] = rstd;
     }
 }
@@ -142,78 +163,92 @@ template <typename A, typename X> __global__ void __launch_bounds__(WARPS * 32) 
     if (lane == 0 && a.rstd) a.rstd[token] = rstd;
 }
 
-template <typename A, typename X, int VEC, int NV> static void launch(const norm_args &a, dim3 grid, const struct kern *k) {
-    if (a.gate) launch_early(k, norm_kernel<A, X, VEC, NV, true>, grid, WARPS * 32, 0, a);
-    else launch_early(k, norm_kernel<A, X, VEC, NV, false>, grid, WARPS * 32, 0, a);
+template <typename A, typename Y, typename X, int VEC, int NV>
+static void launch(const norm_args &a, dim3 grid, const struct kern *k) {
+    if (a.gate) launch_early(k, norm_kernel<A, Y, X, VEC, NV, true>, grid, WARPS * 32, 0, a);
+    else launch_early(k, norm_kernel<A, Y, X, VEC, NV, false>, grid, WARPS * 32, 0, a);
 }
 
 // False: no kernel for this width
-template <typename A, typename X> static bool launch_width(const norm_args &a, dim3 grid, const struct kern *k) {
+template <typename A, typename Y, typename X> static bool launch_width(const norm_args &a, dim3 grid, const struct kern *k) {
+#define TWO(n)                                                                                                                   \
+    case 64 * n:                                                                                                                 \
+        if constexpr (sizeof(Y) > 1) return launch<A, Y, X, 2, n>(a, grid, k), true;                                             \
+        return false
+#define FOUR(n)                                                                                                                  \
+    case 128 * n:                                                                                                                \
+        return launch<A, Y, X, 4, n>(a, grid, k), true
     switch (a.C) {
-    case 64:
-        launch<A, X, 2, 1>(a, grid, k);
-        return true;
-    case 128:
-        launch<A, X, 4, 1>(a, grid, k);
-        return true;
-    case 192:
-        launch<A, X, 2, 3>(a, grid, k);
-        return true;
-    case 256:
-        launch<A, X, 4, 2>(a, grid, k);
-        return true;
-    case 320:
-        launch<A, X, 2, 5>(a, grid, k);
-        return true;
-    case 384:
-        launch<A, X, 4, 3>(a, grid, k);
-        return true;
-    case 512:
-        launch<A, X, 4, 4>(a, grid, k);
-        return true;
-    case 640:
-        launch<A, X, 4, 5>(a, grid, k);
-        return true;
-    case 768:
-        launch<A, X, 4, 6>(a, grid, k);
-        return true;
-    case 896:
-        launch<A, X, 4, 7>(a, grid, k);
-        return true;
-    case 1024:
-        launch<A, X, 4, 8>(a, grid, k);
-        return true;
-    case 1152:
-        launch<A, X, 4, 9>(a, grid, k);
-        return true;
-    case 1280:
-        launch<A, X, 4, 10>(a, grid, k);
-        return true;
-    case 1536:
-        launch<A, X, 4, 12>(a, grid, k);
-        return true;
-    default:
-        return false;
+        TWO(1);
+        TWO(3);
+        TWO(5);
+        FOUR(1);
+        FOUR(2);
+        FOUR(3);
+        FOUR(4);
+        FOUR(5);
+        FOUR(6);
+        FOUR(7);
+        FOUR(8);
+        FOUR(9);
+        FOUR(10);
+        FOUR(12);
     }
+#undef TWO
+#undef FOUR
+    return false;
 }
 
-template <typename A, typename X> static int run(struct kern *k, norm_args a, int R) {
+template <typename A, typename Y, typename X> static int run(struct kern *k, norm_args a, int R) {
     const struct cuda *c = cuda_of(k);
     bool aligned =
-        a.ld % 4 == 0 && ((size_t)a.x | (size_t)a.y | (size_t)a.h | (size_t)a.gate | (size_t)a.shift | (size_t)a.scale |
-                                 (size_t)a.xhat) % 16 == 0;
+        a.ld % 4 == 0 &&
+        ((size_t)a.x | (size_t)a.y | (size_t)a.h | (size_t)a.gate | (size_t)a.shift | (size_t)a.scale | (size_t)a.xhat) % 16 == 0;
     a.tokens = 32; // a block; fewer where there would not be enough blocks for the multiprocessors
     while (a.tokens > WARPS && (long)R * a.T / a.tokens < 8L * c->sms) a.tokens /= 2;
     if (R == 0) return KERN_OK;
     if (R > 65535) return cuda_fail(k, KERN_EUNSUPPORTED, "%d rows at once", R);
-    if (!aligned || !launch_width<A, X>(a, dim3((unsigned)((a.T + a.tokens - 1) / a.tokens), (unsigned)R), k))
-        norm_any<A, X><<<dim3((unsigned)((a.T + WARPS - 1) / WARPS), (unsigned)R), WARPS * 32, 0, c->stream>>>(a);
+    dim3 grid((unsigned)((a.T + a.tokens - 1) / a.tokens), (unsigned)R);
+    if (!aligned || !launch_width<A, Y, X>(a, grid, k)) {
+        if constexpr (sizeof(Y) == 1) return cuda_fail(k, KERN_EUNSUPPORTED, "fp8 of a network of width %d", a.C);
+        else norm_any<A, X><<<dim3((unsigned)((a.T + WARPS - 1) / WARPS), (unsigned)R), WARPS * 32, 0, c->stream>>>(a);
+    }
     return cuda_launched(k, a.gate ? "gate_norm" : "norm_modulate");
 }
 
 static int run_any(struct kern *k, const norm_args &a, int R) {
-    if (k->act == KERN_F32) return run<float, float>(k, a, R);
-    return k->stream == KERN_F16 ? run<__nv_bfloat16, __half>(k, a, R) : run<__nv_bfloat16, float>(k, a, R);
+    const bool half = k->stream == KERN_F16;
+    if (k->act == KERN_F32) return run<float, float, float>(k, a, R);
+    if (k->act == KERN_F16) return half ? run<__half, __half, __half>(k, a, R) : run<__half, __half, float>(k, a, R);
+    if (a.scales)
+        return half ? run<__nv_bfloat16, __nv_fp8_e4m3, __half>(k, a, R) : run<__nv_bfloat16, __nv_fp8_e4m3, float>(k, a, R);
+    return half ? run<__nv_bfloat16, __nv_bfloat16, __half>(k, a, R) : run<__nv_bfloat16, __nv_bfloat16, float>(k, a, R);
+}
+
+// Where the scales of y [tokens, C] in e4m3 lie, in a buffer made for 16-bit numbers: behind them
+static float *scales_of(void *y, int R, int T, int C) { return (float *)((char *)y + (size_t)R * (size_t)T * (size_t)C); }
+
+int cuda_norm_modulate_fp8(struct kern *k, void *y, const void *x, const float *shift, const float *scale, int ld, int R, int T,
+                           int C, float eps, void *save_xhat, float *save_rstd) {
+    norm_args a = {.y = y,
+                   .x = (void *)x,
+                   .shift = shift,
+                   .scale = scale,
+                   .ld = ld,
+                   .T = T,
+                   .C = C,
+                   .eps = eps,
+                   .xhat = save_xhat,
+                   .rstd = save_rstd};
+    a.scales = scales_of(y, R, T, C);
+    return run_any(k, a, R);
+}
+
+int cuda_gate_norm_fp8(struct kern *k, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale,
+                       int ld, int R, int T, int C, float eps, void *save_xhat, float *save_rstd) {
+    norm_args a = {.y = y, .x = x, .h = h, .gate = gate, .shift = shift, .scale = scale, .ld = ld, .T = T, .C = C, .eps = eps};
+    a.xhat = save_xhat, a.rstd = save_rstd, a.scales = scales_of(y, R, T, C);
+    return run_any(k, a, R);
 }
 
 int cuda_norm_modulate(struct kern *k, void *y, const void *x, const float *shift, const float *scale, int ld, int R, int T,

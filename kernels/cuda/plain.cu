@@ -7,9 +7,11 @@
 #define STEP 16
 #define PAD 4
 
-template <typename X> __device__ __forceinline__ float factor(const X *x, size_t at, bool round) {
+template <typename X> __device__ __forceinline__ float factor(const X *x, size_t at, enum kern_dtype round) {
     float v = load_f32(x + at);
-    return round ? __bfloat162float(__float2bfloat16_rn(v)) : v;
+    return round == KERN_BF16  ? __bfloat162float(__float2bfloat16_rn(v))
+           : round == KERN_F16 ? __half2float(__float2half_rn(v))
+                               : v;
 }
 
 // A block makes 64 x 64 outputs, a thread 4 x 4; every output is one chain of fmaf over K in index order
@@ -68,6 +70,7 @@ int plain_linear(struct kern *k, const struct plain_args *a) {
     if (a->M > 65535L * TILE) return cuda_fail(k, KERN_EUNSUPPORTED, "a product of %ld lines", a->M);
     dim3 grid((unsigned)((a->N + TILE - 1) / TILE), (unsigned)((a->M + TILE - 1) / TILE));
     if (a->x_f32) launch<float>(*a, grid, cuda_of(k)->stream);
+    else if (k->act == KERN_F16) launch<__half>(*a, grid, cuda_of(k)->stream);
     else launch<__nv_bfloat16>(*a, grid, cuda_of(k)->stream);
     return cuda_launched(k, "linear");
 }
@@ -82,6 +85,7 @@ int plain_activate(struct kern *k, void *y, const void *pre, size_t n, enum kern
     cudaStream_t s = cuda_of(k)->stream;
     if (n == 0) return KERN_OK;
     if (t == KERN_F32) activation<<<blocks, 256, 0, s>>>((float *)y, (const float *)pre, n, act);
+    else if (t == KERN_F16) activation<<<blocks, 256, 0, s>>>((__half *)y, (const __half *)pre, n, act);
     else activation<<<blocks, 256, 0, s>>>((__nv_bfloat16 *)y, (const __nv_bfloat16 *)pre, n, act);
     return cuda_launched(k, "activation");
 }

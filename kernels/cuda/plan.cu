@@ -7,20 +7,31 @@
  *   1. Only algorithms without split-K and without workspace are considered: then one block sums one output over K in order.
  *   2. The first choice of the heuristics at the largest size is the reference; what it computes from random factors are the
  * reference bits. (Not the fastest: timings differ from start to start, and a seed's picture must not.)
- *   3. For each size (unit, 2 unit, 4 unit, ... lines) every candidate is run on the first and on the last lines of those
- * factors. Only candidates whose output equals the reference bits everywhere are admitted; of them the fastest is kept. A product
- * of any number of lines takes the algorithm of the next size up. Layers of one shape share a plan. If there is no memory for
- * trying, the reference algorithm serves all sizes.
+ *   3. What the heuristics propose for any size is a candidate for every size. For each size (unit, 2 unit, 4 unit, ... lines)
+ * the fastest of them are run on the first and on the last lines of those factors. Only candidates whose output equals the
+ * reference bits everywhere are admitted; of them the fastest is kept. A product of any number of lines takes the algorithm of
+ * the next size up. Layers of one shape share a plan. If there is no memory for trying, the reference algorithm serves all sizes.
+ *
+ * Where any bits will do (kern_config.any_bits), split-K is a candidate too and bits are not compared.
+ *
+ * Few lines are timed with weights that come from memory, as a forward pass finds them: several copies in turn, larger than the
+ * cache.
  *
  * cuBLASLt is column-major: our row-major w [N, K] is its A, transposed; x [M, K] its B; y [M, N] its D; bias runs along N.
  */
 #include "kernels/cuda/linear.cuh"
 
 #include <stdlib.h>
+#include <string.h>
 
 #define LEVELS 16
 #define MOST_LINES 16384
-#define CANDIDATES 24
+#define MOST_BYTES ((size_t)256 << 20) // of one product's output
+#define CANDIDATES 256
+#define PROPOSALS                                                                                                                \
+    8 // asked of the heuristics for a size; more cost time at load, as the code of each must be fetched from a large library
+#define FINALISTS 12             // whose bits are looked at, and which are timed well
+#define COLD ((size_t)128 << 20) // bytes of weights that no cache holds
 
 struct plan {
     struct plan *next;
@@ -40,7 +51,9 @@ void plans_free(struct cuda *c) {
     c->plans = NULL;
 }
 
-static cudaDataType_t type_of(enum kern_dtype t) { return t == KERN_F32 ? CUDA_R_32F : CUDA_R_16BF; }
+static cudaDataType_t type_of(enum kern_dtype t) {
+    return t == KERN_F32 ? CUDA_R_32F : t == KERN_F16 ? CUDA_R_16F : t == KERN_F8 ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
+}
 
 /* ---- one product described ---- */
 
@@ -49,16 +62,33 @@ struct product {
     cublasLtMatrixLayoutOpaque_t a, b, d;
 };
 
+static bool set(struct product *p, cublasLtMatmulDescAttributes_t a, const void *value, size_t size) {
+    return cublasLtMatmulDescSetAttribute(&p->desc, a, value, size) == CUBLAS_STATUS_SUCCESS;
+}
+
+// e4m3 with a scale a line of w and a scale a line of x (Hopper's outer vectors), sums in full precision's fast form: 22 bits
+static bool set_scales(struct product *p, const float *w_scales, const float *x_scales) {
+    int32_t outer = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    int8_t fast = 1;
+    return set(p, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &outer, sizeof outer) &&
+           set(p, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &outer, sizeof outer) &&
+           set(p, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &w_scales, sizeof w_scales) &&
+           set(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &x_scales, sizeof x_scales) &&
+           set(p, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast);
+}
+
 static int describe(struct kern *k, struct product *p, const struct plan_key *key, const void *bias, long lines) {
     cublasOperation_t t = CUBLAS_OP_T;
     cublasLtEpilogue_t epilogue = key->gelu ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
     cudaDataType_t xt = type_of(key->xt), yt = type_of(key->yt);
-    bool ok = cublasLtMatmulDescInit(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS;
-    ok = ok && cublasLtMatmulDescSetAttribute(&p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &t, sizeof t) == CUBLAS_STATUS_SUCCESS;
-    ok = ok && cublasLtMatmulDescSetAttribute(&p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue) ==
-                   CUBLAS_STATUS_SUCCESS;
-    ok = ok &&
-         cublasLtMatmulDescSetAttribute(&p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias) == CUBLAS_STATUS_SUCCESS;
+    cublasComputeType_t compute = key->xt == KERN_F32 && cuda_of(k)->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+    bool ok = cublasLtMatmulDescInit(&p->desc, compute, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS;
+    ok = ok && set(p, CUBLASLT_MATMUL_DESC_TRANSA, &t, sizeof t) &&
+         set(p, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
+    ok = ok && set(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
+    if (key->xt == KERN_F8) // the heuristics want pointers; the right ones come with the product
+        ok = ok && set_scales(p, (const float *)bias, (const float *)bias) &&
+             set(p, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &yt, sizeof yt);
     ok = ok && cublasLtMatrixLayoutInit(&p->a, xt, (uint64_t)key->K, (uint64_t)key->N, key->K) == CUBLAS_STATUS_SUCCESS;
     ok = ok && cublasLtMatrixLayoutInit(&p->b, xt, (uint64_t)key->K, (uint64_t)lines, key->K) == CUBLAS_STATUS_SUCCESS;
     ok = ok && cublasLtMatrixLayoutInit(&p->d, yt, (uint64_t)key->N, (uint64_t)lines, key->N) == CUBLAS_STATUS_SUCCESS;
@@ -71,13 +101,15 @@ static cublasStatus_t multiply(struct kern *k, const struct product *p, void *y,
     const struct cuda *c = cuda_of(k);
     return cublasLtMatmul(c->lt, (cublasLtMatmulDesc_t)&p->desc, &one, w, (cublasLtMatrixLayout_t)&p->a, x,
                           (cublasLtMatrixLayout_t)&p->b, &zero, y, (cublasLtMatrixLayout_t)&p->d, y,
-                          (cublasLtMatrixLayout_t)&p->d, algo, NULL, 0, c->stream);
+                          (cublasLtMatrixLayout_t)&p->d, algo, c->workspace, c->workspace ? WORKSPACE_BYTES : 0, c->stream);
 }
 
-int plan_run(struct kern *k, const struct plan *plan, void *y, const void *x, const void *w, const void *bias, long lines) {
+int plan_run(struct kern *k, const struct plan *plan, void *y, const void *x, const void *w, const void *bias,
+             const float *w_scales, long lines) {
     struct product p;
     int i = 0, rc = describe(k, &p, &plan->key, bias, lines);
     if (rc < 0) return rc;
+    if (plan->key.xt == KERN_F8) set_scales(&p, w_scales, (const float *)((const char *)x + lines * plan->key.K));
     while (i + 1 < plan->levels && plan->level[i].lines < lines) i++;
     cublasStatus_t s = multiply(k, &p, y, x, w, &plan->level[i].algo);
     if (s == CUBLAS_STATUS_SUCCESS) return KERN_OK;
@@ -89,38 +121,47 @@ int plan_run(struct kern *k, const struct plan *plan, void *y, const void *x, co
 
 /* ---- choosing ---- */
 
-// Candidates without split-K and workspace, best guess first; their number
-static int candidates(struct kern *k, cublasLtMatmulHeuristicResult_t *out, const struct plan_key *key, const void *bias,
-                      long lines) {
+struct pool {
+    int n;
+    cublasLtMatmulAlgo_t algo[CANDIDATES];
+};
+
+// Adds what the heuristics propose for a size, best guess first; without split-K and workspace unless any bits will do
+static void propose(struct kern *k, struct pool *pool, const struct plan_key *key, const void *bias, long lines) {
     struct product p;
     cublasLtMatmulPreferenceOpaque_t pref;
-    cublasLtMatmulHeuristicResult_t all[CANDIDATES];
-    uint32_t none = CUBLASLT_REDUCTION_SCHEME_NONE;
-    uint64_t bytes = 0;
-    int n = 0, kept = 0;
-    if (describe(k, &p, key, bias, lines) < 0 || cublasLtMatmulPreferenceInit(&pref) != CUBLAS_STATUS_SUCCESS) return 0;
-    cublasLtMatmulPreferenceSetAttribute(&pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &none, sizeof none);
+    cublasLtMatmulHeuristicResult_t all[PROPOSALS];
+    bool split = cuda_of(k)->workspace;
+    uint32_t schemes = split ? CUBLASLT_REDUCTION_SCHEME_MASK : CUBLASLT_REDUCTION_SCHEME_NONE;
+    uint64_t bytes = split ? WORKSPACE_BYTES : 0;
+    int n = 0;
+    if (describe(k, &p, key, bias, lines) < 0 || cublasLtMatmulPreferenceInit(&pref) != CUBLAS_STATUS_SUCCESS) return;
+    cublasLtMatmulPreferenceSetAttribute(&pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes);
     cublasLtMatmulPreferenceSetAttribute(&pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes);
-    if (cublasLtMatmulAlgoGetHeuristic(cuda_of(k)->lt, &p.desc, &p.a, &p.b, &p.d, &p.d, &pref, CANDIDATES, all, &n) !=
+    if (cublasLtMatmulAlgoGetHeuristic(cuda_of(k)->lt, &p.desc, &p.a, &p.b, &p.d, &p.d, &pref, PROPOSALS, all, &n) !=
         CUBLAS_STATUS_SUCCESS)
-        return 0;
-    for (int i = 0; i < n; i++) {
+        return;
+    for (int i = 0; i < n && pool->n < CANDIDATES; i++) {
         int32_t splits = 0;
         size_t size;
+        int j = 0;
         cublasLtMatmulAlgoConfigGetAttribute(&all[i].algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &splits, sizeof splits, &size);
-        if (all[i].state == CUBLAS_STATUS_SUCCESS && all[i].workspaceSize == 0 && splits <= 1) out[kept++] = all[i];
+        while (j < pool->n && memcmp(&pool->algo[j], &all[i].algo, sizeof all[i].algo) != 0) j++;
+        if (j == pool->n && all[i].state == CUBLAS_STATUS_SUCCESS && (split || (all[i].workspaceSize == 0 && splits <= 1)))
+            pool->algo[pool->n++] = all[i].algo;
     }
-    return kept;
 }
 
-__global__ static void fill_random(void *p, size_t n, bool f32) { // uniform in [-1, 1), a hash of the index
+__global__ static void fill_random(void *p, size_t n, enum kern_dtype t) { // uniform in [-1, 1), a hash of the index
     size_t i = (size_t)blockIdx.x * 256 + threadIdx.x;
     if (i >= n) return;
     uint32_t h = (uint32_t)i * 2654435761u + (uint32_t)(i >> 32);
     h = (h ^ h >> 15) * 2246822519u;
     h = (h ^ h >> 13) * 3266489917u;
     float v = (float)(int32_t)(h ^ h >> 16) * 0x1p-31f;
-    if (f32) ((float *)p)[i] = v;
+    if (t == KERN_F32) ((float *)p)[i] = v;
+    else if (t == KERN_F16) ((__half *)p)[i] = __float2half_rn(v);
+    else if (t == KERN_F8) ((__nv_fp8_e4m3 *)p)[i] = __nv_fp8_e4m3(v * FP8_MOST);
     else ((__nv_bfloat16 *)p)[i] = __float2bfloat16_rn(v);
 }
 
@@ -129,8 +170,10 @@ __global__ static void count_differences(const uint32_t *a, const uint32_t *b, s
     if (i < words && a[i] != b[i]) atomicAdd(count, 1);
 }
 
-struct trial { // buffers for trying; NULL x: no memory for it
-    char *x, *y, *want, *bias;
+struct trial {                     // buffers for trying; NULL x: no memory for it
+    char *x, *y, *want, *bias, *w; // w: copies of the weights
+    float *scales;                 // for both factors, if they are KERN_F8
+    int copies, copy;              // how many, and which is next
     unsigned *count;
     cudaEvent_t start, end;
     size_t x_size, y_size; // of an element
@@ -138,7 +181,7 @@ struct trial { // buffers for trying; NULL x: no memory for it
 };
 
 static void trial_end(struct trial *t) {
-    void *buffers[] = {t->x, t->y, t->want, t->bias, t->count};
+    void *buffers[] = {t->x, t->y, t->want, t->bias, t->w, t->scales, t->count};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
         if (buffers[i]) cudaFree(buffers[i]);
     if (t->start) cudaEventDestroy(t->start);
@@ -146,18 +189,25 @@ static void trial_end(struct trial *t) {
     (void)cudaGetLastError();
 }
 
-static bool trial_begin(struct kern *k, struct trial *t, const struct plan_key *key, long lines) {
+static bool trial_begin(struct kern *k, struct trial *t, const struct plan_key *key, const void *w, long lines) {
     *t = (struct trial){.x_size = kern_size(key->xt), .y_size = kern_size(key->yt), .lines = lines};
     size_t xs = (size_t)lines * key->K, ys = (size_t)lines * key->N * t->y_size;
+    size_t ws = (size_t)key->N * key->K * t->x_size;
+    t->copies = (int)((COLD + ws - 1) / ws < 64 ? (COLD + ws - 1) / ws : 64);
     cudaStream_t s = cuda_of(k)->stream;
     bool ok = cudaMalloc((void **)&t->x, xs * t->x_size) == cudaSuccess && cudaMalloc((void **)&t->y, ys) == cudaSuccess &&
               cudaMalloc((void **)&t->want, ys) == cudaSuccess &&
               cudaMalloc((void **)&t->bias, (size_t)key->N * 4) == cudaSuccess &&
+              cudaMalloc((void **)&t->w, ws * t->copies) == cudaSuccess &&
+              cudaMalloc((void **)&t->scales, (size_t)(lines > key->N ? lines : key->N) * 4) == cudaSuccess &&
               cudaMalloc((void **)&t->count, 4) == cudaSuccess && cudaEventCreate(&t->start) == cudaSuccess &&
               cudaEventCreate(&t->end) == cudaSuccess;
     if (!ok) return false;
-    fill_random<<<(unsigned)((xs + 255) / 256), 256, 0, s>>>(t->x, xs, key->xt == KERN_F32);
-    fill_random<<<(unsigned)((key->N + 255) / 256), 256, 0, s>>>(t->bias, (size_t)key->N, key->yt == KERN_F32);
+    size_t scales = (size_t)(lines > key->N ? lines : key->N);
+    fill_random<<<(unsigned)((scales + 255) / 256), 256, 0, s>>>(t->scales, scales, KERN_F32);
+    for (int i = 0; i < t->copies; i++) cudaMemcpyAsync(t->w + i * ws, w, ws, cudaMemcpyDeviceToDevice, s);
+    fill_random<<<(unsigned)((xs + 255) / 256), 256, 0, s>>>(t->x, xs, key->xt);
+    fill_random<<<(unsigned)((key->N + 255) / 256), 256, 0, s>>>(t->bias, (size_t)key->N, key->yt);
     return true;
 }
 
@@ -171,7 +221,9 @@ static bool same_bits(struct kern *k, struct trial *t, const struct plan_key *ke
     for (int last = 0; last < 2; last++) {
         size_t from = last ? (size_t)(t->lines - lines) : 0;
         cudaMemsetAsync(t->y, 0xff, bytes, s);
-        if (multiply(k, p, t->y, t->x + from * key->K * t->x_size, w, algo) != CUBLAS_STATUS_SUCCESS)
+        struct product here = *p;
+        if (key->xt == KERN_F8) set_scales(&here, t->scales, t->scales + from);
+        if (multiply(k, &here, t->y, t->x + from * key->K * t->x_size, w, algo) != CUBLAS_STATUS_SUCCESS)
             return (void)cudaGetLastError(), false;
         const char *want = t->want + from * key->N * t->y_size;
         count_differences<<<(unsigned)((words + 255) / 256), 256, 0, s>>>((const uint32_t *)t->y, (const uint32_t *)want, words,
@@ -181,16 +233,27 @@ static bool same_bits(struct kern *k, struct trial *t, const struct plan_key *ke
     return cudaStreamSynchronize(s) == cudaSuccess && differ == 0;
 }
 
-// Microseconds of one product, the best of a few runs in a row
-static float time_one(struct kern *k, struct trial *t, const struct product *p, const void *w, long lines,
-                      const cublasLtMatmulAlgo_t *algo) {
+// Keeps the device busy while the host queues what is to be timed
+__global__ static void linger(unsigned ns) {
+    uint64_t start, now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
+    do asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    while (now - start < ns);
+}
+
+// Microseconds of one product, the best of some rounds of a few runs in a row
+static float time_one(struct kern *k, struct trial *t, const struct plan_key *key, const struct product *p, long lines,
+                      int rounds, int runs, const cublasLtMatmulAlgo_t *algo) {
     cudaStream_t s = cuda_of(k)->stream;
-    int runs = lines >= 8192 ? 4 : 12;
+    size_t ws = (size_t)key->N * key->K * t->x_size;
     float best = 1e30f;
-    for (int round = 0; round < 3; round++) {
+    for (int round = 0; round < rounds; round++) {
         float ms = 1e30f;
+        if (runs > 1) linger<<<1, 1, 0, s>>>(20000 + (unsigned)runs * 10000);
         cudaEventRecord(t->start, s);
-        for (int i = 0; i < runs; i++) multiply(k, p, t->y, t->x, w, algo);
+        for (int i = 0; i < runs; i++)
+            if (multiply(k, p, t->y, t->x, t->w + (lines > 2048 ? 0 : t->copy++ % t->copies * ws), algo) != CUBLAS_STATUS_SUCCESS)
+                return (void)cudaGetLastError(), 1e30f;
         cudaEventRecord(t->end, s);
         if (cudaEventSynchronize(t->end) != cudaSuccess || cudaEventElapsedTime(&ms, t->start, t->end) != cudaSuccess)
             return 1e30f;
@@ -199,33 +262,51 @@ static float time_one(struct kern *k, struct trial *t, const struct product *p, 
     return best;
 }
 
-static void choose_level(struct kern *k, struct plan *plan, int i, struct trial *t, const void *w) {
-    cublasLtMatmulHeuristicResult_t list[CANDIDATES];
+struct finalist {
+    float us;
+    int i;
+};
+static int by_time(const void *a, const void *b) {
+    const struct finalist *x = (const struct finalist *)a, *y = (const struct finalist *)b;
+    return x->us != y->us ? (x->us > y->us) - (x->us < y->us) : x->i - y->i;
+}
+
+static void choose_level(struct kern *k, struct plan *plan, int level, struct trial *t, const struct pool *pool) {
     struct product p;
-    long lines = plan->level[i].lines;
-    int n = candidates(k, list, &plan->key, t->bias, lines);
-    float best = 1e30f;
+    struct finalist f[CANDIDATES];
+    long lines = plan->level[level].lines;
+    int n = 0, admitted = 0, runs = lines >= 8192 ? 4 : 12;
+    float best = 1e30f, limit = 1e30f;
     if (describe(k, &p, &plan->key, t->bias, lines) < 0) return;
-    for (int j = 0; j < n; j++) {
-        if (!same_bits(k, t, &plan->key, &p, w, lines, &list[j].algo)) continue;
-        float us = time_one(k, t, &p, w, lines, &list[j].algo);
-        if (us < best) best = us, plan->level[i].algo = list[j].algo;
+    if (plan->key.xt == KERN_F8) set_scales(&p, t->scales, t->scales);
+    for (int i = 0; i < pool->n; i++) // the first run loads its code, or says that it is not for this size
+        if (time_one(k, t, &plan->key, &p, lines, 1, 1, &pool->algo[i]) < 1e30f)
+            f[n++] = (struct finalist){time_one(k, t, &plan->key, &p, lines, 1, 3, &pool->algo[i]), i};
+    qsort(f, (size_t)n, sizeof *f, by_time);
+    for (int j = 0; j < n && admitted < FINALISTS && f[j].us < limit; j++) {
+        const cublasLtMatmulAlgo_t *algo = &pool->algo[f[j].i];
+        if (!cuda_of(k)->workspace && !same_bits(k, t, &plan->key, &p, t->w, lines, algo)) continue;
+        float us = time_one(k, t, &plan->key, &p, lines, 3, runs, algo);
+        if (admitted++ == 0) limit = 1.25f * f[j].us;
+        if (us < best) best = us, plan->level[level].algo = *algo;
     }
 }
 
 static int choose(struct kern *k, struct plan *plan, const void *w) {
-    cublasLtMatmulHeuristicResult_t list[CANDIDATES];
+    struct pool pool = {0};
     struct trial t;
     struct product p;
     long most = plan->level[plan->levels - 1].lines;
-    int n = candidates(k, list, &plan->key, w, most); // w stands for a bias: aligned alike
-    if (n == 0)
+    propose(k, &pool, &plan->key, w, most); // w stands for a bias: aligned alike
+    if (pool.n == 0)
         return cuda_fail(k, KERN_EUNSUPPORTED, "cuBLASLt has no algorithm for a product of %ld x %d x %d", most, plan->key.N,
                          plan->key.K);
-    for (int i = 0; i < plan->levels; i++) plan->level[i].algo = list[0].algo;
-    if (trial_begin(k, &t, &plan->key, most) && describe(k, &p, &plan->key, t.bias, most) == KERN_OK &&
-        multiply(k, &p, t.want, t.x, w, &list[0].algo) == CUBLAS_STATUS_SUCCESS)
-        for (int i = 0; i < plan->levels; i++) choose_level(k, plan, i, &t, w);
+    for (int i = 0; i < plan->levels; i++) plan->level[i].algo = pool.algo[0];
+    for (int i = plan->levels - 1; i >= 0; i--) propose(k, &pool, &plan->key, w, plan->level[i].lines);
+    if (trial_begin(k, &t, &plan->key, w, most) && describe(k, &p, &plan->key, t.bias, most) == KERN_OK &&
+        (plan->key.xt != KERN_F8 || set_scales(&p, t.scales, t.scales)) &&
+        multiply(k, &p, t.want, t.x, w, &pool.algo[0]) == CUBLAS_STATUS_SUCCESS)
+        for (int i = 0; i < plan->levels; i++) choose_level(k, plan, i, &t, &pool);
     int rc = cuda_check(k, cudaStreamSynchronize(cuda_of(k)->stream), "trying out products");
     trial_end(&t);
     return rc;
@@ -243,7 +324,7 @@ int plan_get(struct kern *k, struct plan **out, const struct plan_key *key, cons
     p->key = *key;
     long lines = key->unit;
     do p->level[p->levels++].lines = lines;
-    while (p->levels < LEVELS && (lines *= 2) <= MOST_LINES);
+    while (p->levels < LEVELS && (lines *= 2) <= MOST_LINES && (size_t)lines * key->N * kern_size(key->yt) <= MOST_BYTES);
     rc = choose(k, p, w);
     if (rc < 0) return free(p), rc;
     p->next = c->plans;

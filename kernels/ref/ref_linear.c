@@ -13,7 +13,9 @@ struct ref_linear { // what struct kern_linear is here
     const float *w_live, *b_live; // of linear_wrap: the caller's
 };
 
-static float rounded(enum kern_dtype t, float v) { return t == KERN_BF16 ? kern_bf16_to_f32(kern_f32_to_bf16(v)) : v; }
+static float rounded(enum kern_dtype t, float v) {
+    return t == KERN_BF16 ? kern_bf16_to_f32(kern_f32_to_bf16(v)) : t == KERN_F16 ? kern_f16_to_f32(kern_f32_to_f16(v)) : v;
+}
 
 void ref_linear_free(struct kern *k, struct kern_linear *opaque) {
     struct ref_linear *l = (struct ref_linear *)opaque;

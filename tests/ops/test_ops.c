@@ -2,6 +2,7 @@
 // The cpu back end against the reference, and its rows against themselves in other company: every case, both instruction sets.
 #include <dirent.h>
 #include <malloc.h>
+#include <math.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -386,4 +387,29 @@ TEST(ops_bf16_conversion_rounds_to_even) {
     } halves[] = {{0x3c00, 1},         {0xc000, -2},       {0x7bff, 65504}, {0x0001, 0x1p-24f},
                   {0x8400, -0x1p-14f}, {0x7c00, INFINITY}, {0, 0}};
     for (size_t i = 0; i < sizeof halves / sizeof *halves; i++) CHECK(kern_f16_to_f32(halves[i].h) == halves[i].f);
+}
+
+TEST(ops_precisions_have_names_and_places) {
+    static const struct { const char *name; enum kern_dtype act; enum kern_product product; bool on_cpu; } all[] = {
+        {"f32", KERN_F32, KERN_PRODUCT_ACT, true},   {"tf32", KERN_F32, KERN_PRODUCT_TF32, false}, {"bf16", KERN_BF16, KERN_PRODUCT_ACT, true},
+        {"f16", KERN_F16, KERN_PRODUCT_ACT, false}, {"fp8", KERN_BF16, KERN_PRODUCT_FP8, false}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        struct kern_config cfg = {.backend = "cpu"};
+        struct kern *k;
+        char why[256] = "";
+        CHECK(kern_precision(&cfg, all[i].name) && cfg.act == all[i].act && cfg.product == all[i].product);
+        if (all[i].on_cpu) continue;
+        CHECK(kern_open(&k, &cfg, why, sizeof why) == KERN_EUNSUPPORTED && !k && strstr(why, "GPU"));
+    }
+    CHECK(!kern_precision(&(struct kern_config){0}, "f8"));
+}
+
+TEST(ops_float16_rounds_to_nearest_even) {
+    static const struct { float in; uint16_t out; } all[] = {{1, 0x3c00},         {-2, 0xc000},        {65504, 0x7bff},      {65519.996f, 0x7bff}, {65520, 0x7c00},
+                                                             {0x1p-24f, 1},       {0x1p-25f, 0},       {0x1.8p-24f, 2},      {1 + 0x1p-11f, 0x3c00}, {1 + 0x3p-11f, 0x3c02},
+                                                             {INFINITY, 0x7c00},  {-INFINITY, 0xfc00}, {0x1p-14f, 0x0400},   {0x1.ff8p-15f, 0x03ff}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) CHECK(kern_f32_to_f16(all[i].in) == all[i].out);
+    for (uint32_t h = 0; h < 0x7c00; h++) CHECK(kern_f32_to_f16(kern_f16_to_f32((uint16_t)h)) == h); // every finite number comes back
+    float nan = kern_f16_to_f32(kern_f32_to_f16(NAN));
+    CHECK(nan != nan);
 }
