@@ -19,7 +19,7 @@ static const char help[] =
     "                       gradients, 1e-3 dopri5)\n"
     "  --heads N            attention heads, instead of the case's\n"
     "  --backend NAME       cpu (default), cuda, ref, or auto\n"
-    "  --precision P        f32 (default) or bf16\n"
+    "  --precision P        f32 (default), tf32, bf16, f16, fp8\n"
     "  --threads N          compute threads (default: what the machine allows)\n";
 
 static int usage(const char *what, const char *value) {
@@ -57,8 +57,7 @@ static int parse(struct options *o, int argc, char **argv) {
             break;
         case 'b': o->kern.backend = optarg; break;
         case 'p':
-            if (strcmp(optarg, "f32") && strcmp(optarg, "bf16")) return 1 + usage("--precision is f32 or bf16, not ", optarg);
-            o->kern.act = strcmp(optarg, "bf16") ? KERN_F32 : KERN_BF16;
+            if (!kern_precision(&o->kern, optarg)) return 1 + usage("--precision is " KERN_PRECISIONS ", not ", optarg);
             break;
         case 't':
             if (!whole_number(&o->kern.threads, optarg)) return 1 + usage("--threads wants a whole number, not ", optarg);
