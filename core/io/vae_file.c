@@ -82,7 +82,8 @@ static int read_config(struct vae_file *f, const struct config *c) {
     if (rc == OK && !(f->scale > 0)) rc = refuse(c, E_RANGE, "scaling_factor", "must be more than 0");
     if (rc == OK) rc = number(c, "shift_factor", &f->shift);
     if (rc == OK) rc = same(c, "latent_channels", f->arch.latent_channels);
-    if (rc == OK) rc = same(c, f->arch.decoder ? "out_channels" : "in_channels", f->arch.image_channels);
+    if (rc == OK && f->arch.decoder) rc = same(c, "out_channels", f->arch.image_channels);
+    if (rc == OK && f->arch.encoder) rc = same(c, "in_channels", f->arch.image_channels);
     if (rc == OK) rc = same(c, "layers_per_block", f->arch.layers);
     if (rc == OK) rc = same_widths(c, &f->arch);
     f->arch.groups = (int)groups;

@@ -239,6 +239,8 @@ TEST(vae_folders_and_files) {
         {"{\"_class_name\": \"AutoencoderTiny\"}", "_class_name", E_UNSUPPORTED},
         {CONFIG ", \"act_fn\": \"relu\"}", "act_fn", E_UNSUPPORTED},
         {CONFIG ", \"latent_channels\": 16}", "latent_channels", E_CONFLICT},
+        {CONFIG ", \"out_channels\": 1}", "out_channels", E_CONFLICT},
+        {CONFIG ", \"in_channels\": 1}", "in_channels", E_CONFLICT},
         {"{\"norm_num_groups\": 4, \"layers_per_block\": 3}", "layers_per_block", E_CONFLICT},
         {"{\"norm_num_groups\": 4, \"block_out_channels\": [8, 16, 12]}", "block_out_channels", E_CONFLICT},
         {"{\"norm_num_groups\": 0}", "norm_num_groups", E_RANGE},
