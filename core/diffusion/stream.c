@@ -17,6 +17,8 @@ static bool draws_as_it_goes(const struct sampler_spec *s) {
 int stream_check(const struct sampler_spec *s, const struct sampler_model *m, size_t numel, uint64_t first, uint64_t n,
                  struct err *e) {
     bool own = m->kind == MODEL_EDM, kicks = draws_as_it_goes(s);
+    if (kicks && s->type == SAMPLER_EDM)
+        return err_param(e, E_RANGE, "rng", "rng \"torch-cpu\" has no numbers for edm's churn, only for its start");
     if (own && kicks)
         return err_param(
             e, E_RANGE, "rng",

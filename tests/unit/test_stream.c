@@ -75,4 +75,6 @@ TEST(stream_check_refuses) {
     CHECK_OK(stream_check(&heun, &edm, 36, 4000000000u, 10, &e), &e);
     heun.churn = 1;
     refused(&heun, &edm, 64, 0, 1, "rng");
+    refused(&heun, &path, 64, 0, 1, "rng"); // no script of a SiT's or DiT's authors churns
+    refused(&heun, &discrete, 64, 0, 1, "rng");
 }
