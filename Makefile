@@ -88,6 +88,10 @@ $(OUT)/bench-vae: $(OUT)/tests/bench/bench_vae.o $(OUT)/libsitd.a
 	@echo "  LINK  $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
+$(OUT)/bench-train: $(OUT)/tests/bench/bench_train.o $(OUT)/libsitd.a
+	@echo "  LINK  $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
 -include $(LIB_OBJ:.o=.d) $(SERVER_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(OUT)/server/main.d
 
 # CUDA: kernels/cuda/*.cu become a library beside the executable (kernels/cuda/cuda.c loads it). CUDA=0: leave it out; 1: insist; auto: where nvcc is.
@@ -111,8 +115,8 @@ endif
 .PHONY: no-cuda test-cuda
 no-cuda:
 	@echo "nvcc is not here: built without the CUDA back end"
-# Products and sums meet only inside fmaf there: the samplers' bits are the CPU's.
-$(OUT)/kernels/cuda/sampler.cu.o: CUDA_FLAGS += -fmad=false
+# Products and sums meet only inside fmaf there: noise, samplers and optimiser have the CPU's bits.
+$(OUT)/kernels/cuda/sampler.cu.o $(OUT)/kernels/cuda/step.cu.o: CUDA_FLAGS += -fmad=false
 $(OUT)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	@echo "  NVCC  $<"

@@ -42,6 +42,7 @@ enum kern_act { KERN_NONE, KERN_GELU_TANH, KERN_SILU };
 #define KERN_VEC 8
 #define KERN_ROUND_UP(n, m) (((n) + (m) - 1) / (m) * (m))
 
+#define KERN_COMM_ID 128   // bytes
 #define KERN_CROSS_KEYS 16 // keys a row that cross_attention takes
 
 struct kern;
@@ -301,6 +302,18 @@ struct kern {
     // buffer of one, nullable), written: the sum of squares of p's change
     int (*adamw)(struct kern *, float *p, float *m, float *v, float *const e[], const float *g, size_t n, const struct kern_adamw *,
                  const double *norm2, double *moved2);
+
+    /*
+     * Several processes that train one network, a GPU each; all five are NULL on back ends without. One of them makes the id, comm_join returns
+     * when all have joined. comm_sum: p [n] becomes the sum of all processes' p, each of which asks for the same sums in the same order; it
+     * runs behind the work queued so far and beside what is queued later. Work queued after comm_wait comes after the sums. If a process dies,
+     * the others' sums wait for ever until comm_abort: watching over them is the caller's.
+     */
+    int (*comm_id)(struct kern *, char id[KERN_COMM_ID]);
+    int (*comm_join)(struct kern *, const char id[KERN_COMM_ID], int rank, int size);
+    int (*comm_sum)(struct kern *, float *p, size_t n);
+    int (*comm_wait)(struct kern *);
+    void (*comm_abort)(struct kern *); // any thread: sums under way end with nothing of worth, later ones fail
 
     /*
      * Recorded work; all four are NULL on back ends that gain nothing by it. Between graph_begin and graph_end ops are recorded instead of run;

@@ -24,6 +24,7 @@ struct shown { // what the run's events go to
     FILE *log;
     char *recipe; // the options in force
     bool bar, trouble;
+    struct train_ranks *ranks;
 };
 
 static volatile sig_atomic_t stop;
@@ -128,13 +129,19 @@ static void watch_signals(void) {
 }
 
 static int run(struct shown *s, const struct data *data, struct err *e) {
-    struct train_events on = {.ctx = s, .stats = on_stats, .step = on_step, .note = on_note};
+    struct train_events on = {.ctx = s, .stats = on_stats, .step = on_step, .note = on_note}, none = {0};
+    const bool first = s->ranks->spec.rank == 0; // it alone writes and speaks
     struct trainer *t;
     const struct data_info *info = data_info(data);
     watch_signals();
     int rc = file_make_dir(s->c->out, e);
-    if (rc == OK) rc = trainer_new(&t, s->c, data, NULL, &on, e);
+    if (rc == OK) rc = trainer_new(&t, s->c, data, s->ranks->spec.size > 1 ? &s->ranks->peers : NULL, first ? &on : &none, e);
     if (rc != OK) return rc;
+    if (!first) {
+        rc = trainer_run(t, &stop, e);
+        trainer_free(t);
+        return rc;
+    }
     fprintf(stderr, "%lld examples (%s), %d classes; %.2f million parameters; %s\n", (long long)info->n, info->kind,
             info->classes, (double)trainer_params(t) / 1e6, trainer_device(t));
     if (trainer_step(t)) fprintf(stderr, "continued at step %lld\n", (long long)trainer_step(t));
@@ -150,12 +157,25 @@ static int run(struct shown *s, const struct data *data, struct err *e) {
     return rc;
 }
 
+// Starts the processes of this host with the arguments of this one
+static int start_ranks(int n, int argc, char **argv, struct err *e) {
+    char **all = mem_array((size_t)argc + 2, sizeof *all);
+    if (!all) return err_set(e, E_NOMEM, "no memory");
+    all[0] = "sitd";
+    for (int i = 0; i < argc; i++) all[i + 1] = argv[i];
+    int rc = parallel_launch(all, n, e);
+    mem_free(all);
+    return rc;
+}
+
 int cmd_train(int argc, char **argv) {
     struct train_flags *f = mem_alloc(sizeof *f);
     struct train_config c;
     struct data *data;
     struct err e = {0};
+    struct train_ranks ranks;
     bool usage = false;
+    int device = 0;
     if (!f) return 1;
     int rc = train_flags_load(f, argc, argv, &usage, &e), code = 0;
     if (rc != OK) {
@@ -164,11 +184,14 @@ int cmd_train(int argc, char **argv) {
     } else if (f->words.help) train_help(stdout);
     else if (f->words.version) printf("sitd %s (%s)\n", sitd_version, sitd_commit);
     else if (f->words.print_config) train_flags_print(f, stdout);
+    else if (train_ranks_find(&ranks, &device, f, &e)) code = fail(&e);
+    else if (ranks.start > 1 && !f->words.check_config) code = start_ranks(ranks.start, argc, argv, &e) ? fail(&e) : 0;
     else if (train_flags_config(&c, &data, f, &e)) {
         code = fail(&e);
         if (e.status == E_CONFLICT && strcmp(e.param, "data")) code = 78; // options that contradict each other, not files
     } else {
-        struct shown s = {.c = &c, .recipe = recipe_of(f), .bar = isatty(STDERR_FILENO)};
+        c.kern.device = device;
+        struct shown s = {.c = &c, .recipe = recipe_of(f), .bar = isatty(STDERR_FILENO), .ranks = &ranks};
         if (!s.recipe) fprintf(stderr, "sitd train: no memory\n"), code = 1;
         else if (f->words.check_config)
             printf("the options and the data are fine: %lld examples\n", (long long)data_info(data)->n);

@@ -98,7 +98,9 @@ static const struct option_desc options[] = {
     REAL("guidance", guidance, "4", 0, 100, "their guidance scale"),
     HEADING("Machine"),
     CHOICE("backend", backend, "auto", "auto|cpu|cuda|ref", "what computes; auto: cuda where there is a card"),
-    WHOLE("device", device, "0", 0, 1023, "which card"),
+    TEXT("devices", devices, "",
+         "cards of this host, by commas: 0,1; a process each, with NCCL between them. Empty: the first; under torchrun, mpirun "
+         "and Slurm each process its own"),
     CHOICE("precision", precision, "f32", "f32|bf16",
            "of products and activations; weights, moments, averages and sums stay f32"),
     CHOICE("recompute", recompute, "none", "none|block",
@@ -265,11 +267,26 @@ static int publish_vae(struct train_config *c, struct err *e) {
     return err_param(e, E_NOTFOUND, "vae", "%s holds no VAE", c->vae);
 }
 
+int train_flags_devices(int *list, int most, const struct train_flags *f, struct err *e) {
+    int n = 0;
+    for (const char *at = f->devices; n == 0 || *at; n++) {
+        char *end;
+        long v = strtol(at, &end, 10);
+        if (end == at || v < 0 || v > 1023 || (*end && *end != ',') || n == most)
+            return err_param(e, E_RANGE, "devices", "'%s' is not a list of up to %d cards, such as 0,1", f->devices, most);
+        for (int i = 0; i < n; i++)
+            if (list[i] == v) return err_param(e, E_CONFLICT, "devices", "card %ld is named twice", v);
+        list[n] = (int)v;
+        at = *end ? end + 1 : end;
+    }
+    return n;
+}
+
 static int set_machine(struct train_config *c, const struct train_flags *f) {
     char why[256];
     struct kern *k;
     c->kern = (struct kern_config){.backend = f->backend,
-                                   .device = (int)f->device,
+                                   .exact_stream = true,
                                    .act = strcmp(f->precision, "bf16") == 0 ? KERN_BF16 : KERN_F32,
                                    .threads = (int)f->threads};
     if (strcmp(f->backend, "auto") == 0) {

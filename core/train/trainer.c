@@ -44,9 +44,7 @@ static int microbatch(struct trainer *t, int m, struct err *e) {
 }
 
 // The seam of data parallel training: before it the gradients are this process's, after it everybody's.
-static int reduce(struct trainer *t, struct err *e) {
-    return t->peers.finish ? t->peers.finish(t->peers.ctx, dit_train_grads(t->net), t->n, NULL, 0, e) : OK;
-}
+static int reduce(struct trainer *t, struct err *e) { return t->peers.finish ? t->peers.finish(t->peers.ctx, e) : OK; }
 
 static int update(struct trainer *t, struct err *e) {
     const struct train_config *c = t->c;
@@ -104,16 +102,19 @@ static bool all_finite(const float *v, size_t n) {
     return true;
 }
 
+static const char *last_good(const struct trainer *t) {
+    if (t->keeper.last[0]) return t->keeper.last;
+    return t->c->resume && strcmp(t->c->resume, "auto") ? t->c->resume : "none was written";
+}
+
 // Names the first gradient that is not finite, in the order of the network. Gradients are still there: the next step would clear
 // them.
 static int blame(struct trainer *t, const char *what, struct err *e) {
     const struct dit_param *param;
-    const char *name = "the network's output",
-               *last = t->c->resume && strcmp(t->c->resume, "auto") ? t->c->resume : "none was written";
+    const char *name = "the network's output";
     int n = dit_train_params(t->net, &param), rc = OK;
     float *grads = mem_array(t->n, sizeof *grads);
     settle(t);
-    if (t->keeper.last[0]) last = t->keeper.last;
     if (grads) rc = t->k->download(t->k, grads, dit_train_grads(t->net), t->n * sizeof *grads);
     for (int i = 0; grads && rc == 0 && i < n; i++)
         if (!all_finite(grads + param[i].offset, param[i].count)) {
@@ -122,14 +123,14 @@ static int blame(struct trainer *t, const char *what, struct err *e) {
         }
     err_param(e, E_NONFINITE, name,
               "step %lld: %s is not finite; first seen in the gradient of '%s'. The last good checkpoint: %s",
-              (long long)t->step + 1, what, name, last);
+              (long long)t->step + 1, what, name, last_good(t));
     mem_free(grads);
     return E_NONFINITE;
 }
 
 // Reads the step's numbers back, checks and sums them.
 static int account(struct trainer *t, double seconds, double *step_loss, struct err *e) {
-    double norm2, moved2, sums[2] = {0};
+    double norm2, moved2, sums[3] = {0, 0, *t->stop != 0};
     struct kern *k = t->k;
     int rc = k->download(k, t->host_loss, t->loss, (size_t)t->local * 2 * sizeof(float));
     if (!rc) rc = k->download(k, &norm2, t->norm2, sizeof norm2);
@@ -137,7 +138,8 @@ static int account(struct trainer *t, double seconds, double *step_loss, struct 
     if (rc) return trainer_kern(t, rc, e);
     for (int i = 0; i < t->local; i++)
         for (int j = 0; j < 2; j++) sums[j] += t->host_loss[2 * i + j] / t->c->batch;
-    if (t->peers.finish && t->peers.finish(t->peers.ctx, NULL, 0, sums, 2, e)) return e->status;
+    if (t->peers.numbers && t->peers.numbers(t->peers.ctx, sums, 3, e)) return e->status;
+    t->stopping = sums[2] > 0;
     if (!isfinite(sums[0] + sums[1])) return blame(t, "the loss", e);
     if (!isfinite(norm2)) return blame(t, "the gradient's norm", e);
     if (!isfinite(moved2)) return blame(t, "the update", e);
@@ -233,16 +235,23 @@ static int after_step(struct trainer *t, bool last, struct err *e) {
 }
 
 int trainer_run(struct trainer *t, const volatile sig_atomic_t *stop, struct err *e) {
+    struct err here = {0};
     int rc = OK;
-    while (rc == OK && t->step < t->c->steps && !*stop) {
-        rc = one_step(t, e);
-        if (rc == OK) rc = after_step(t, t->step == t->c->steps || *stop, e);
+    t->stop = stop;
+    t->stopping = t->peers.size == 1 && *stop;
+    while (rc == OK && t->step < t->c->steps && !t->stopping) {
+        rc = one_step(t, &here);
+        if (t->peers.size == 1 && *stop) t->stopping = true;
+        if (rc == OK) rc = after_step(t, t->step == t->c->steps || t->stopping, &here);
     }
     int saved = settle(t);
-    if (rc == OK && saved == OK && t->saved != t->step && t->peers.rank == 0) { // a signal after the last look
+    if (rc == E_DEVICE && t->peers.size > 1)
+        return err_set(e, rc, "step %lld: %s. The last good checkpoint: %s", (long long)t->step + 1, here.text, last_good(t));
+    if (rc != OK) return err_param(e, rc, here.param, "%s", here.text);
+    if (saved == OK && t->saved != t->step && t->peers.rank == 0) { // a signal after the last look
         if (hold(t, e)) return e->status;
         keeper_start(&t->keeper, true, false);
         saved = settle(t);
     }
-    return rc == OK && saved != OK ? err_set(e, saved, "the last checkpoint could not be written") : rc;
+    return saved != OK ? err_set(e, saved, "the last checkpoint could not be written") : OK;
 }

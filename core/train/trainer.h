@@ -35,15 +35,19 @@ struct train_events {
 };
 
 /*
- * Data parallel: ranks share a batch and keep equal weights. `ready` is told of finished gradients during backward of the last
- * microbatch (dit_train_on_grads); `finish` returns when all are summed over the ranks, and with them the host's `sums`. NULL:
+ * Data parallel: ranks share a batch and keep equal weights. `join` meets them once the network is there, `leave` ends it before
+ * the device is closed. `ready` is told of finished gradients during backward of the last microbatch (dit_train_on_grads);
+ * `finish` lets all later work see them summed over the ranks; `numbers` replaces n of the host's numbers by their sums. NULL:
  * one process.
  */
 struct train_peers {
     int rank, size;
     void *ctx;
+    int (*join)(void *ctx, struct kern *, float *grads, struct err *);
+    void (*leave)(void *ctx);
     void (*ready)(void *ctx, size_t offset, size_t count);
-    int (*finish)(void *ctx, float *grads, size_t n, double *sums, int n_sums, struct err *);
+    int (*finish)(void *ctx, struct err *);
+    int (*numbers)(void *ctx, double *, int n, struct err *);
 };
 
 // Opens the device, makes the network, begins or continues. Config and data must outlive the trainer; peers may be NULL. Errors

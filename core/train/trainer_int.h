@@ -37,6 +37,8 @@ struct trainer {
     struct snapshot snapshot;
     struct keeper keeper;
     bool held; // the snapshot is that of `step`
+    const volatile sig_atomic_t *stop;
+    bool stopping; // some rank was told to stop: all know it in the same step
     /* the run */
     int64_t step, saved, reported; // finished steps; of the last checkpoint; of the last line of the log
     struct objective_bins bins;

@@ -167,6 +167,7 @@ int trainer_new(struct trainer **out, const struct train_config *c, const struct
         t->peak = peak_of(t->k);
         rc = make_arrays(t, e);
     }
+    if (rc == OK && t->peers.join) rc = t->peers.join(t->peers.ctx, t->k, dit_train_grads(t->net), e);
     if (rc == OK) rc = keeper_open(&t->keeper, c, &t->snapshot, e);
     if (rc == OK) rc = begin(t, e);
     if (rc == OK) return *out = t, OK;
@@ -185,6 +186,7 @@ void trainer_free(struct trainer *t) {
         if (device[i]) t->k->free(t->k, device[i]);
     for (int i = SNAPSHOT_MOMENT1; i < SNAPSHOT_ARRAYS; i++)
         if (t->array[i]) t->k->free(t->k, t->array[i]);
+    if (t->peers.leave) t->peers.leave(t->peers.ctx);
     dit_train_free(t->net);
     kern_close(t->k);
     void *host[] = {t->row, t->mix, t->judge, t->time, t->label, t->host_loss};

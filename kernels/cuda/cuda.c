@@ -25,13 +25,6 @@ static bool library_path(char *path, size_t size) {
     return true;
 }
 
-static int no_training(struct kern *k, const struct kern_linear_spec *spec, const float *w, const float *b,
-                       struct kern_linear **out) {
-    (void)spec, (void)w, (void)b;
-    *out = NULL;
-    return kern_fail(k, KERN_EUNSUPPORTED, "the CUDA back end does not train yet");
-}
-
 // The library, or NULL with the reason. The caller drops the count with dlclose; RTLD_NODELETE keeps the code.
 static void *open_library(char *path, size_t path_size, char *why, size_t why_size) {
     void *library = NULL;
@@ -66,7 +59,6 @@ int kern_cuda_open(struct kern *k, const struct kern_config *cfg) {
     if (!library) return KERN_EUNSUPPORTED;
     cuda_open_fn *open;
     *(void **)&open = dlsym(library, KERN_CUDA_ENTRY);
-    k->linear_wrap = no_training; // unless the library has its own; nothing learns without it
     int rc = open ? open(k, cfg, &host) : kern_fail(k, KERN_EUNSUPPORTED, "%s is not this program's", path);
     if (rc < 0) dlclose(library);
     return rc;

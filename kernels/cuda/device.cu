@@ -13,7 +13,7 @@
  * threads may allocate). Kernels and cuBLASLt load their code at first use, which is not legal while recording: run once, then
  * record.
  */
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/train.cuh"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -172,7 +172,10 @@ static void cuda_close(struct kern *k) {
     struct cuda *c = cuda_of(k);
     if (!c) return;
     if (c->stream) cudaStreamSynchronize(c->stream);
+    comm_free(c);
     plans_free(c);
+    products_free(c);
+    cuda_scratch_free(c);
     if (c->lt) cublasLtDestroy(c->lt);
     for (int i = 0; i < 2; i++)
         if (c->half_done[i]) cudaEventDestroy(c->half_done[i]);
@@ -251,6 +254,7 @@ static void fill(struct kern *k) {
     k->gather = cuda_gather;
     k->row_update = cuda_row_update;
     k->row_norm = cuda_row_norm;
+    cuda_train_fill(k);
     k->graph_begin = cuda_graph_begin;
     k->graph_end = cuda_graph_end;
     k->graph_launch = cuda_graph_launch;

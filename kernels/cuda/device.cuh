@@ -15,6 +15,8 @@
 #define RING_BYTES ((size_t)1 << 20) // of one half of the staging ring
 
 struct plan;
+struct product;
+struct comm;
 
 struct cuda { // k->impl
     cudaStream_t stream;
@@ -31,6 +33,13 @@ struct cuda { // k->impl
     size_t at;           // next free byte
     cudaEvent_t half_done[2];
     struct plan *plans; // list, see plan.cu
+    /* training, see train.cuh */
+    struct product *products; // list, see product.cu
+    void *lt_work;            // their workspace
+    void *scratch[64];        // cuda_scratch: the last one serves
+    int scratches;
+    size_t scratch_size;
+    struct comm *comm; // NULL on one GPU
 };
 
 static inline struct cuda *cuda_of(const struct kern *k) { return (struct cuda *)k->impl; }

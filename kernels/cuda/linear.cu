@@ -9,24 +9,12 @@
  * with few weights (vector.cu); PLAIN   everything else (plain.cu): float32 vectors, the patch embedding, shapes that are not
  * multiples of 8. Weights go up in pieces in the type they are stored in and are converted on the device.
  */
-#include "kernels/cuda/linear.cuh"
+#include "kernels/cuda/train.cuh"
 
 #include <stdlib.h>
 
-enum way { LT, WIDE, VECTOR, PLAIN };
-
 #define WIDE_WEIGHTS ((size_t)4 << 20) // fewer are VECTOR's
 #define WIDE_LINES 128                 // at once
-
-struct cuda_linear { // what struct kern_linear is here
-    struct kern_linear_spec spec;
-    enum way way;
-    void *w;       // LT: x's type; WIDE, VECTOR: float16; PLAIN: float32
-    void *bias;    // [out], LT: y's type, else float32
-    float *scales; // [out], of w where it is e4m3
-    __half *half;  // WIDE: [WIDE_LINES, in] rounded activations
-    struct plan *plan;
-};
 
 #define PIECE ((size_t)32 << 20) // bytes of weights on their way at once
 
@@ -91,13 +79,13 @@ void cuda_linear_free(struct kern *k, struct kern_linear *opaque) {
     struct cuda_linear *l = (struct cuda_linear *)opaque;
     if (!l) return;
     cudaStreamSynchronize(cuda_of(k)->stream);
-    void *buffers[] = {l->w, l->bias, l->half, l->scales};
+    void *buffers[] = {l->w != l->w_live ? l->w : NULL, l->bias != l->b_live ? l->bias : NULL, l->half, l->scales};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
         if (buffers[i]) cudaFree(buffers[i]);
     free(l);
 }
 
-static bool product_f32(const struct kern *k, const struct kern_linear_spec *s) {
+bool linear_exact(const struct kern *k, const struct kern_linear_spec *s) {
     return k->act == KERN_F32 || (s->x_f32 && s->y_f32);
 }
 
@@ -105,10 +93,10 @@ static enum kern_dtype y_type(const struct kern *k, const struct kern_linear_spe
     return s->y_f32 ? s->y_stream ? k->stream : KERN_F32 : k->act;
 }
 
-static enum way choose_way(const struct kern *k, const struct kern_linear_spec *s) {
+enum way linear_way(const struct kern *k, const struct kern_linear_spec *s) {
     if (k->act == KERN_F32) return s->unit != KERN_VEC && s->in % 4 == 0 && s->out % 4 == 0 && s->in >= 32 ? LT : PLAIN;
     bool vectors = s->unit == KERN_VEC && s->in % 8 == 0 && s->out % 8 == 0 && !s->y_stream;
-    if (product_f32(k, s)) return !vectors ? PLAIN : (size_t)s->in * (size_t)s->out < WIDE_WEIGHTS ? VECTOR : WIDE;
+    if (linear_exact(k, s)) return !vectors ? PLAIN : (size_t)s->in * (size_t)s->out < WIDE_WEIGHTS ? VECTOR : WIDE;
     return !s->x_f32 && !s->y_stream && s->in % 8 == 0 && s->out % 8 == 0 ? LT : PLAIN;
 }
 
@@ -116,7 +104,7 @@ static bool is_fp8(const struct kern *k, const struct kern_linear_spec *s) { ret
 
 static struct plan_key key_of(const struct kern *k, const struct kern_linear_spec *s, bool plain) {
     struct plan_key key = {.N = s->out, .K = s->in, .unit = s->unit, .xt = k->act, .yt = y_type(k, s)};
-    if (choose_way(k, s) == WIDE) return key.xt = KERN_F16, key;
+    if (linear_way(k, s) == WIDE) return key.xt = KERN_F16, key;
     if (is_fp8(k, s)) key.xt = KERN_F8;
     key.gelu = s->act == KERN_GELU_TANH && k->act != KERN_F32 && !plain; // the epilogue's tanh is too coarse for float32
     return key;
@@ -159,7 +147,7 @@ static int upload_parts(struct kern *k, struct cuda_linear *l, const void *w, co
     bool outside = false, bf16 = k->act == KERN_BF16, bias16 = l->way == LT && k->act != KERN_F32 && !s->y_f32,
          vectors = l->way == WIDE || l->way == VECTOR;
     enum target act = bf16 ? TO_BF16 : k->act == KERN_F16 ? TO_F16 : TO_F32;
-    enum target to = vectors ? TO_F16 : l->way != PLAIN ? act : product_f32(k, s) ? TO_F32 : bf16 ? TO_F32_BF16 : TO_F32_F16;
+    enum target to = vectors ? TO_F16 : l->way != PLAIN ? act : linear_exact(k, s) ? TO_F32 : bf16 ? TO_F32_BF16 : TO_F32_F16;
     int rc = upload_as(k, &l->w, w, count, s->w_store, is_fp8(k, s) ? TO_F32 : to, vectors ? &outside : NULL);
     if (rc == KERN_OK && is_fp8(k, s)) rc = quantise(k, l);
     if (rc == KERN_OK && outside) { // a weight beyond float16: slower, but right
@@ -173,6 +161,13 @@ static int upload_parts(struct kern *k, struct cuda_linear *l, const void *w, co
     return rc == KERN_OK ? cuda_check(k, cudaMemsetAsync(l->bias, 0, N * 4, cuda_of(k)->stream), "a bias") : rc;
 }
 
+int linear_ready(struct kern *k, struct cuda_linear *l) {
+    struct plan_key key = key_of(k, &l->spec, false);
+    int rc = l->way == LT || l->way == WIDE ? plan_get(k, &l->plan, &key, l->w) : KERN_OK;
+    if (rc < 0 || l->way != WIDE) return rc;
+    return cuda_check(k, cudaMalloc((void **)&l->half, WIDE_LINES * (size_t)l->spec.in * 2), "rounded vectors");
+}
+
 int cuda_linear_new(struct kern *k, const struct kern_linear_spec *s, const void *w, const float *b, struct kern_linear **out) {
     *out = NULL;
     int rc = cuda_of(k)->host->check_linear(k, s);
@@ -183,14 +178,9 @@ int cuda_linear_new(struct kern *k, const struct kern_linear_spec *s, const void
     struct cuda_linear *l = (struct cuda_linear *)calloc(1, sizeof *l);
     if (!l) return cuda_fail(k, KERN_ENOMEM, "out of memory for a linear layer of %d x %d", s->out, s->in);
     l->spec = *s;
-    l->way = choose_way(k, s);
+    l->way = linear_way(k, s);
     rc = upload_parts(k, l, w, b);
-    if (rc == KERN_OK && (l->way == LT || l->way == WIDE)) {
-        struct plan_key key = key_of(k, s, false);
-        rc = plan_get(k, &l->plan, &key, l->w);
-    }
-    if (rc == KERN_OK && l->way == WIDE)
-        rc = cuda_check(k, cudaMalloc((void **)&l->half, WIDE_LINES * (size_t)s->in * 2), "rounded vectors");
+    if (rc == KERN_OK) rc = linear_ready(k, l);
     if (rc < 0) return cuda_linear_free(k, (struct kern_linear *)l), rc;
     *out = (struct kern_linear *)l;
     return KERN_OK;
@@ -201,6 +191,15 @@ static int run_lt(struct kern *k, const struct cuda_linear *l, void *y, const vo
     const struct kern_linear_spec *s = &l->spec;
     struct plan *plan = l->plan;
     int rc = KERN_OK;
+    const bool gelu = s->act == KERN_GELU_TANH;
+    if (l->w_live && k->act == KERN_BF16 && !s->y_f32 &&
+        (gelu ? pre != NULL : s->act == KERN_NONE && !pre)) { // a layer that learns need not be invariant
+        struct product_key free = {
+            gelu ? PRODUCT_FORWARD_GELU : PRODUCT_FORWARD, s->out, s->in, lines, KERN_BF16, KERN_BF16, false};
+        rc = product_run(k, &free, y, x, l->w, l->bias, pre);
+        if (rc != KERN_EUNSUPPORTED) return rc;
+        rc = KERN_OK;
+    }
     if (pre && s->act != KERN_NONE) {
         struct plan_key key = key_of(k, s, true);
         rc = plan_get(k, &plan, &key, l->w);
@@ -256,7 +255,7 @@ int cuda_linear(struct kern *k, const struct kern_linear *opaque, void *y, const
                            .N = s->out,
                            .K = s->in,
                            .x_f32 = s->x_f32 || k->act == KERN_F32,
-                           .round_x = product_f32(k, s) ? KERN_F32 : k->act,
+                           .round_x = linear_exact(k, s) ? KERN_F32 : k->act,
                            .yt = y_type(k, s),
                            .act = s->act};
     return plain_linear(k, &a);

@@ -1,8 +1,26 @@
 // SPDX-License-Identifier: MIT
-// The three ways a linear layer runs here; linear.cu chooses.
+// The ways a linear layer runs here; linear.cu chooses.
 #ifndef KERN_CUDA_LINEAR_CUH
 #define KERN_CUDA_LINEAR_CUH
 #include "kernels/cuda/device.cuh"
+
+enum way { LT, WIDE, VECTOR, PLAIN };
+
+struct cuda_linear { // what struct kern_linear is here
+    struct kern_linear_spec spec;
+    enum way way;
+    void *w;       // LT: x's type; WIDE, VECTOR: float16; PLAIN: float32
+    void *bias;    // [out], LT: y's type, else float32
+    float *scales; // [out], of w where it is e4m3
+    __half *half;  // WIDE: rounded activations
+    struct plan *plan;
+    const float *w_live, *b_live; // of linear_wrap: the caller's, which w and bias may be themselves
+};
+
+/* linear.cu */
+enum way linear_way(const struct kern *, const struct kern_linear_spec *);
+bool linear_exact(const struct kern *, const struct kern_linear_spec *); // its factors are float32
+int linear_ready(struct kern *, struct cuda_linear *);                   // what a layer with weights still needs: a plan, scratch
 
 /* plan.cu: cuBLASLt products with pinned algorithms */
 struct plan_key {

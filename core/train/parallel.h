@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: MIT
+/*
+ * parallel: one training run in several processes, a GPU each (data parallel): who is who, how they find each other, sums of
+ * gradients behind the backward pass, and what happens when one dies.
+ *
+ * Rank 0 listens at host:port; the others connect, get the id that the back end's sums want, and stay connected for as long as
+ * the run lasts. A connection that breaks before its end was announced means a rank that died: every other rank then gives up its
+ * sums (which could wait for ever), and the next parallel_finish or parallel_check fails with that rank's number. What the GPU
+ * computed in between is worthless: check before a checkpoint is written.
+ */
+#ifndef SITD_TRAIN_PARALLEL_H
+#define SITD_TRAIN_PARALLEL_H
+#include <stdbool.h>
+
+#include "core/base/err.h"
+#include "kernels/kern.h"
+
+struct parallel_spec {
+    int rank, size, local; // local: number of this process on its host
+    char host[256];        // of rank 0
+    int port;
+};
+/*
+ * From what torchrun (RANK, WORLD_SIZE, LOCAL_RANK), Open MPI (OMPI_COMM_WORLD_*), MPICH and Intel MPI (PMI_RANK, PMI_SIZE,
+ * MPI_LOCALRANKID) or Slurm (SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID) set, the first of them that is there. MASTER_ADDR and
+ * MASTER_PORT say where rank 0 is; without them Slurm's first node, or this host where all ranks are on it, and port 29400. None
+ * there: rank 0 of 1. E_RANGE: a variable that is no such number; E_CONFLICT: rank 0's address is not to be found. e->param names
+ * the variable.
+ */
+int parallel_from_environment(struct parallel_spec *, struct err *);
+
+struct parallel;
+// Meets the other ranks (waits two minutes for them). grads: the flat array that parallel_gradients' ranges are of.
+int parallel_join(struct parallel **, const struct parallel_spec *, struct kern *, float *grads, struct err *);
+void parallel_free(struct parallel *); // says goodbye; NULL is fine
+// For dit_train_on_grads, ctx the struct parallel: sums neighbouring ranges in pieces of 64 MB.
+void parallel_gradients(void *ctx, size_t offset, size_t count);
+// Sums what is left and lets the work that follows wait for all sums. E_DEVICE: a rank died or a sum failed.
+int parallel_finish(struct parallel *, struct err *);
+#define PARALLEL_NUMBERS 16
+// Each of n numbers becomes the sum of all ranks' (summed in float32, the same bits everywhere); waits for it. For what all ranks
+// must see alike: losses, a wish to stop.
+int parallel_numbers(struct parallel *, double *v, int n, struct err *);
+int parallel_check(const struct parallel *, struct err *); // E_DEVICE: a rank died. Any thread
+
+/*
+ * Starts `n` processes of this program with these arguments, rank i on this host with RANK, WORLD_SIZE, LOCAL_RANK = i,
+ * MASTER_ADDR and MASTER_PORT set, and waits for all. SIGTERM and SIGINT are passed on. When one fails the others get SIGTERM
+ * and, ten seconds later, SIGKILL. Returns 0 when all ended well; else e says which rank ended how. Call before threads are made.
+ */
+int parallel_launch(char *const argv[], int n, struct err *);
+
+#endif

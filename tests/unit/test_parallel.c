@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: MIT
+// Runs of several processes: what launchers leave in the environment, ranks that meet and die (with a back end that only
+// pretends), ranks started here.
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/train/parallel.h"
+#include "tests/test.h"
+
+/* ---- the environment ---- */
+
+struct variable {
+    const char *name, *value;
+};
+static struct parallel_spec from(const struct variable *v, int status, const char *param) {
+    struct parallel_spec s;
+    struct err e = {0};
+    static const char *const all[] = {"RANK",
+                                      "WORLD_SIZE",
+                                      "LOCAL_RANK",
+                                      "LOCAL_WORLD_SIZE",
+                                      "MASTER_ADDR",
+                                      "MASTER_PORT",
+                                      "OMPI_COMM_WORLD_RANK",
+                                      "OMPI_COMM_WORLD_SIZE",
+                                      "OMPI_COMM_WORLD_LOCAL_RANK",
+                                      "OMPI_COMM_WORLD_LOCAL_SIZE",
+                                      "PMI_RANK",
+                                      "PMI_SIZE",
+                                      "MPI_LOCALRANKID",
+                                      "MPI_LOCALNRANKS",
+                                      "SLURM_PROCID",
+                                      "SLURM_NTASKS",
+                                      "SLURM_LOCALID",
+                                      "SLURM_NTASKS_PER_NODE",
+                                      "SLURM_STEP_NODELIST",
+                                      "SLURM_JOB_NODELIST"};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) unsetenv(all[i]);
+    for (; v->name; v++) setenv(v->name, v->value, 1);
+    int rc = parallel_from_environment(&s, &e);
+    if (rc != status) test_fail(__FILE__, __LINE__, "status %d, not %d: %s", rc, status, e.text);
+    if (param) CHECK_STR(e.param, param);
+    return s;
+}
+#define VARS(...)                                                                                                                \
+    (const struct variable[]) {                                                                                                  \
+        __VA_ARGS__, { NULL, NULL }                                                                                              \
+    }
+
+TEST(parallel_reads_what_launchers_set) {
+    struct parallel_spec s = from((const struct variable[]){{NULL, NULL}}, OK, NULL);
+    CHECK(s.rank == 0 && s.size == 1);
+    s = from(VARS({"RANK", "3"}, {"WORLD_SIZE", "4"}, {"LOCAL_RANK", "1"}, {"MASTER_ADDR", "node7"}, {"MASTER_PORT", "2345"}), OK,
+             NULL);
+    CHECK(s.rank == 3 && s.size == 4 && s.local == 1 && s.port == 2345);
+    CHECK_STR(s.host, "node7");
+    s = from(VARS({"OMPI_COMM_WORLD_RANK", "1"}, {"OMPI_COMM_WORLD_SIZE", "2"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
+                  {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"}),
+             OK, NULL);
+    CHECK(s.rank == 1 && s.size == 2 && s.local == 1 && s.port == 29400);
+    CHECK_STR(s.host, "127.0.0.1");
+    s = from(
+        VARS({"SLURM_PROCID", "9"}, {"SLURM_NTASKS", "16"}, {"SLURM_LOCALID", "1"}, {"SLURM_STEP_NODELIST", "gpu[03-07,9],big1"}),
+        OK, NULL);
+    CHECK(s.rank == 9 && s.size == 16 && s.local == 1);
+    CHECK_STR(s.host, "gpu03");
+    s = from(
+        VARS({"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "2"}, {"SLURM_LOCALID", "0"}, {"SLURM_JOB_NODELIST", "big1,gpu[03-07]"}), OK,
+        NULL);
+    CHECK_STR(s.host, "big1");
+    s = from(VARS({"PMI_RANK", "0"}, {"PMI_SIZE", "1"}, {"MPI_LOCALRANKID", "0"}), OK, NULL);
+    CHECK(s.rank == 0 && s.size == 1);
+}
+
+TEST(parallel_refuses_an_environment_that_cannot_be) {
+    from(VARS({"RANK", "4"}, {"WORLD_SIZE", "4"}, {"LOCAL_RANK", "0"}), E_RANGE, "RANK");
+    from(VARS({"RANK", "x"}, {"WORLD_SIZE", "4"}, {"LOCAL_RANK", "0"}), E_RANGE, "RANK");
+    from(VARS({"RANK", "0"}), E_CONFLICT, "WORLD_SIZE");
+    from(VARS({"RANK", "0"}, {"WORLD_SIZE", "0"}), E_RANGE, "WORLD_SIZE");
+    from(VARS({"RANK", "0"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "0"}, {"MASTER_ADDR", "a"}, {"MASTER_PORT", "70000"}), E_RANGE,
+         "MASTER_PORT");
+    from(VARS({"OMPI_COMM_WORLD_RANK", "1"}, {"OMPI_COMM_WORLD_SIZE", "4"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
+              {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"}),
+         E_CONFLICT, "MASTER_ADDR");
+}
+
+/* ---- ranks that meet; sums are written down instead of made ---- */
+
+static struct {
+    float *p[32];
+    size_t n[32];
+    int count, waits, aborted;
+} sums;
+
+static int fake_id(struct kern *k, char id[KERN_COMM_ID]) {
+    (void)k;
+    for (int i = 0; i < KERN_COMM_ID; i++) id[i] = (char)(i * 7);
+    return 0;
+}
+static int fake_join(struct kern *k, const char id[KERN_COMM_ID], int rank, int size) {
+    (void)k;
+    for (int i = 0; i < KERN_COMM_ID; i++)
+        if (id[i] != (char)(i * 7)) return KERN_EDEVICE;
+    return rank < size ? 0 : KERN_EDEVICE;
+}
+static int fake_sum(struct kern *k, float *p, size_t n) {
+    (void)k;
+    sums.p[sums.count] = p, sums.n[sums.count++] = n;
+    return 0;
+}
+static int fake_wait(struct kern *k) {
+    (void)k;
+    sums.waits++;
+    return 0;
+}
+static void fake_abort(struct kern *k) {
+    (void)k;
+    sums.aborted++;
+}
+static int fake_alloc(struct kern *k, size_t bytes, void **out) {
+    (void)k;
+    return (*out = calloc(1, bytes)) ? 0 : KERN_ENOMEM;
+}
+static void fake_free(struct kern *k, void *p) {
+    (void)k;
+    free(p);
+}
+static int fake_copy(struct kern *k, void *dst, const void *src, size_t bytes) {
+    (void)k;
+    memcpy(dst, src, bytes);
+    return 0;
+}
+static struct kern fake = {.name = "fake",
+                           .alloc = fake_alloc,
+                           .free = fake_free,
+                           .upload = fake_copy,
+                           .download = fake_copy,
+                           .comm_id = fake_id,
+                           .comm_join = fake_join,
+                           .comm_sum = fake_sum,
+                           .comm_wait = fake_wait,
+                           .comm_abort = fake_abort};
+
+static int some_port(void) {
+    struct sockaddr_in a = {.sin_family = AF_INET};
+    socklen_t size = sizeof a;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(fd >= 0 && bind(fd, (struct sockaddr *)&a, sizeof a) == 0 && getsockname(fd, (struct sockaddr *)&a, &size) == 0);
+    close(fd);
+    return ntohs(a.sin_port);
+}
+
+// Ranks 1 .. size-1 as processes: each joins, and dies with or without a goodbye; the last one that is to live waits for the end
+// of its run
+static void others(int size, int port, int dies) {
+    for (int rank = 1; rank < size; rank++) {
+        if (fork()) continue;
+        struct parallel_spec s = {rank, size, 0, "127.0.0.1", port};
+        struct parallel *p;
+        if (parallel_join(&p, &s, &fake, NULL, NULL)) _exit(1);
+        if (rank == dies) _exit(0);
+        struct err e = {0};
+        for (int i = 0; dies && i < 200 && parallel_check(p, &e) == OK; i++)
+            nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+        parallel_free(p);
+        _exit(!dies ? 0 : e.status == E_DEVICE && strstr(e.text, "rank 2 of 3") && sums.aborted == 1 ? 0 : 2);
+    }
+}
+
+static void all_end_well(int n) {
+    for (int status; n; n--) CHECK(wait(&status) > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+TEST(parallel_sums_neighbouring_gradients_in_pieces) {
+    enum { BIG = 10 << 20 };
+    struct parallel_spec s = {0, 3, 0, "", some_port()};
+    struct parallel *p;
+    struct err e = {0};
+    float *grads = (float *)(uintptr_t)4096; // never read
+    others(3, s.port, 0);
+    CHECK_OK(parallel_join(&p, &s, &fake, grads, &e), &e);
+    parallel_gradients(p, 4 * BIG, 100);
+    parallel_gradients(p, 3 * BIG, BIG); // its neighbour
+    parallel_gradients(p, 2 * BIG, BIG); // now 64 MB are there
+    parallel_gradients(p, BIG, BIG / 2);
+    parallel_gradients(p, 0, BIG / 2); // no neighbour
+    CHECK_OK(parallel_finish(p, &e), &e);
+    CHECK(sums.count == 3 && sums.waits == 1);
+    CHECK(sums.p[0] == grads + 2 * BIG && sums.n[0] == 2 * BIG + 100);
+    CHECK(sums.p[1] == grads + BIG && sums.n[1] == BIG / 2 && sums.p[2] == grads && sums.n[2] == BIG / 2);
+    CHECK_OK(parallel_finish(p, &e), &e); // nothing left
+    CHECK(sums.count == 3);
+    double v[2] = {1.0 / 3, -1e9 / 7};
+    CHECK_OK(parallel_numbers(p, v, 2, &e), &e); // the pretended sum is the number itself
+    CHECK(sums.count == 4 && sums.n[3] == 4);
+    CHECK_NEAR(v[0] * 3, 1, 1e-13);
+    CHECK_NEAR(v[1] * 7e-9, -1, 1e-13);
+    parallel_free(p);
+    all_end_well(2);
+}
+
+TEST(parallel_a_rank_that_dies_is_named_to_all) {
+    struct parallel_spec s = {0, 3, 0, "", some_port()};
+    struct parallel *p;
+    struct err e = {0};
+    others(3, s.port, 2);
+    CHECK_OK(parallel_join(&p, &s, &fake, NULL, &e), &e);
+    for (int i = 0; i < 200 && parallel_check(p, NULL) == OK; i++) nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+    CHECK(parallel_finish(p, &e) == E_DEVICE && strstr(e.text, "rank 2 of 3") && sums.aborted == 1);
+    all_end_well(2);
+    parallel_free(p);
+}
+
+TEST(parallel_the_same_rank_twice_is_a_conflict) {
+    struct parallel_spec s = {0, 3, 0, "", some_port()};
+    struct parallel *p;
+    struct err e = {0};
+    pid_t child[2];
+    for (int i = 0; i < 2; i++)
+        if ((child[i] = fork()) == 0) {
+            struct parallel_spec same = {1, 3, 0, "127.0.0.1", s.port};
+            _exit(parallel_join(&p, &same, &fake, NULL, NULL) ? 0 : 1);
+        }
+    CHECK(parallel_join(&p, &s, &fake, NULL, &e) == E_CONFLICT && !p && strstr(e.text, "rank 1"));
+    for (int i = 0; i < 2; i++) kill(child[i], SIGKILL);
+}
+
+/* ---- ranks started here: they run this program again, with the name of a test ---- */
+
+TEST(parallel_child_that_dies) { // of the test below; on its own it does nothing
+    const char *rank = getenv("RANK");
+    if (!getenv("PARALLEL_CHILD") || !rank) return;
+    if (strcmp(rank, "1") == 0) kill(getppid(), SIGKILL); // the runner: the rank itself
+    nanosleep(&(struct timespec){.tv_sec = 3}, NULL);
+}
+
+TEST(parallel_launch_says_which_rank_ended_how) {
+    struct err e = {0};
+    unsetenv("PARALLEL_CHILD");
+    CHECK_OK(parallel_launch((char *[]){"run", "parallel_child_that", NULL}, 2, &e), &e);
+    CHECK(parallel_launch((char *[]){"run", "no test has this name", NULL}, 2, &e) == E_DEVICE &&
+          strstr(e.text, "ended with status"));
+    e = (struct err){0};
+    setenv("PARALLEL_CHILD", "1", 1);
+    CHECK(parallel_launch((char *[]){"run", "parallel_child_that", NULL}, 3, &e) == E_DEVICE);
+    CHECK(strstr(e.text, "rank 1 ended by signal 9"));
+}
