@@ -228,6 +228,8 @@ static int describe_and_publish(struct request *r, const struct checkpoint *c, s
     d.is_default = r->is_default;
     if (rc == OK) rc = publish(r, c, &d, e);
     for (int i = 0; i < n && rc == OK; i++) printf("  %-18s %-10s from %s\n", facts[i].field, facts[i].value, facts[i].source);
+    if (rc == OK && !r->flags.vae && d.arch.in_channels != 1 && d.arch.in_channels != 3)
+        fprintf(stderr, "sitd import: its samples have %d channels: to serve pictures of them, import it again with --vae\n", d.arch.in_channels);
     model_desc_deinit(&d);
     return rc;
 }

@@ -220,3 +220,9 @@ def test_import_refuses_a_vae_of_other_channels(tmp_path):
     done = run("import", weights, "--name", "no", "--out", tmp_path, "--family", "sit", "--heads", 3, "--path", "linear", "--prediction", "velocity", "--vae", VAE)
     assert done.returncode == 65 and "4 channels, the network 1" in done.stderr, done.stderr
     assert not (tmp_path / "no").exists()
+
+
+def test_import_of_latents_without_a_vae_says_what_serving_needs(tmp_path):
+    done = run(*IMPORT, "--name", "latents", "--out", tmp_path)
+    assert done.returncode == 0 and "4 channels" in done.stderr and "--vae" in done.stderr, done.stderr
+    assert "--vae" not in run(*IMPORT, "--name", "pictures", "--out", tmp_path, "--vae", VAE).stderr
