@@ -144,17 +144,19 @@ fuzzers:
 fuzz: fuzzers ## run every fuzz target for SECONDS=N each
 	tests/fuzz/run.sh $(BUILD)/fuzz/tests/fuzz $(SECONDS)
 
+# What `make run` and `make test` build, they build on every core, unless -j was given.
+JOBS = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
 deps: ## install the Debian packages that build and tests need
 	@tools/deps.sh build test
 run: ## install what is missing, build, serve on 127.0.0.1:8080 and make a first picture
 	@tools/deps.sh build run
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) $(JOBS) --no-print-directory all
 	@tools/run.sh
 test: ## install what is missing, build, run the whole test suite
 	@tools/deps.sh build run test
-	@$(MAKE) --no-print-directory all tests fuzzers
-	@$(MAKE) --no-print-directory SAN=address $(BUILD)/address/sitd tests
-	@$(MAKE) --no-print-directory SAN=thread $(BUILD)/thread/sitd tests
+	@$(MAKE) $(JOBS) --no-print-directory all tests fuzzers
+	@$(MAKE) $(JOBS) --no-print-directory SAN=address $(BUILD)/address/sitd tests
+	@$(MAKE) $(JOBS) --no-print-directory SAN=thread $(BUILD)/thread/sitd tests
 	@tests/run.sh
 test-all: test ## the test suite, then every recorded case of ../shared/golden when it is there
 	@tests/golden/all.sh
