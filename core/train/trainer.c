@@ -50,17 +50,17 @@ static int update(struct trainer *t, struct err *e) {
     const struct train_config *c = t->c;
     struct kern *k = t->k;
     double count = (double)(t->step + 1);
-    struct kern_adamw a = {.lr = (float)train_config_lr(c, t->step),
-                           .beta1 = (float)c->beta1,
-                           .beta2 = (float)c->beta2,
-                           .eps = (float)c->eps,
-                           .decay = (float)c->decay,
-                           .bias1 = (float)(1 - pow(c->beta1, count)),
-                           .bias2 = (float)(1 - pow(c->beta2, count)),
+    struct kern_adamw a = {.lr = train_config_lr(c, t->step),
+                           .beta1 = c->beta1,
+                           .beta2 = c->beta2,
+                           .eps = c->eps,
+                           .decay = c->decay,
+                           .bias1 = 1 - pow(c->beta1, count),
+                           .bias2 = 1 - pow(c->beta2, count),
                            .grad_scale = 1,
-                           .max_norm = (float)c->clip,
+                           .max_norm = c->clip,
                            .n_ema = c->n_ema};
-    for (int i = 0; i < c->n_ema; i++) a.ema[i] = (float)c->ema[i];
+    for (int i = 0; i < c->n_ema; i++) a.ema[i] = c->ema[i];
     float *grads = dit_train_grads(t->net);
     int rc = k->sum_squares(k, t->norm2, grads, t->n);
     if (!rc)
