@@ -161,8 +161,8 @@ static int run(struct shown *s, const struct data *data, struct err *e) {
 static int start_ranks(int n, int argc, char **argv, struct err *e) {
     char **all = mem_array((size_t)argc + 2, sizeof *all);
     if (!all) return err_set(e, E_NOMEM, "no memory");
-    all[0] = "sitd";
-    for (int i = 0; i < argc; i++) all[i + 1] = argv[i];
+    all[0] = "sitd", all[1] = "train";
+    for (int i = 1; i < argc; i++) all[i + 1] = argv[i];
     int rc = parallel_launch(all, n, e);
     mem_free(all);
     return rc;

@@ -275,7 +275,7 @@ int train_flags_devices(int *list, int most, const struct train_flags *f, struct
         if (end == at || v < 0 || v > 1023 || (*end && *end != ',') || n == most)
             return err_param(e, E_RANGE, "devices", "'%s' is not a list of up to %d cards, such as 0,1", f->devices, most);
         for (int i = 0; i < n; i++)
-            if (list[i] == v) return err_param(e, E_CONFLICT, "devices", "card %ld is named twice", v);
+            if (list[i] == v) return err_param(e, E_CONFLICT, "devices", "devices '%s' name card %ld twice", f->devices, v);
         list[n] = (int)v;
         at = *end ? end + 1 : end;
     }

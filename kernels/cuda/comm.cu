@@ -8,9 +8,9 @@
  */
 #include "kernels/cuda/train.cuh"
 
-#include <atomic>
 #include <dlfcn.h>
-#include <stdlib.h>
+#include <mutex>
+#include <new>
 #include <string.h>
 
 struct nccl_id {
@@ -21,7 +21,8 @@ typedef struct ncclComm *nccl_comm;
 struct comm { // cuda->comm
     void *library;
     nccl_comm comm;
-    std::atomic<bool> aborted;
+    std::mutex lock; // an abort frees comm: not while another thread is in a call with it
+    bool aborted;
     cudaStream_t stream;
     cudaEvent_t ready, done;
     int (*get_id)(struct nccl_id *);
@@ -62,7 +63,7 @@ static int comm_get(struct kern *k, struct comm **out) {
     struct cuda *g = cuda_of(k);
     int rc = KERN_OK;
     if (!g->comm) {
-        g->comm = (struct comm *)calloc(1, sizeof *g->comm);
+        g->comm = new (std::nothrow) struct comm();
         if (!g->comm) return cuda_fail(k, KERN_ENOMEM, "out of memory");
         rc = open_library(k, g->comm);
     }
@@ -80,7 +81,7 @@ void comm_free(struct cuda *g) {
     if (c->done) cudaEventDestroy(c->done);
     if (c->stream) cudaStreamDestroy(c->stream);
     if (c->library) dlclose(c->library);
-    free(c);
+    delete c;
 }
 
 int cuda_comm_id(struct kern *k, char id[KERN_COMM_ID]) {
@@ -107,7 +108,9 @@ int cuda_comm_join(struct kern *k, const char id[KERN_COMM_ID], int rank, int si
 
 void cuda_comm_abort(struct kern *k) {
     struct comm *c = cuda_of(k)->comm;
-    if (c && c->comm && !c->aborted.exchange(true)) c->abort(c->comm);
+    if (!c) return;
+    std::lock_guard<std::mutex> hold(c->lock);
+    if (c->comm && !c->aborted) c->aborted = true, c->abort(c->comm);
 }
 
 static int usable(struct kern *k, const struct comm *c) {
@@ -117,6 +120,8 @@ static int usable(struct kern *k, const struct comm *c) {
 
 int cuda_comm_sum(struct kern *k, float *p, size_t n) {
     struct comm *c = cuda_of(k)->comm;
+    if (!c) return usable(k, c);
+    std::lock_guard<std::mutex> hold(c->lock);
     int rc = usable(k, c);
     if (rc == KERN_OK) rc = cuda_check(k, cudaEventRecord(c->ready, cuda_of(k)->stream), "a sum over GPUs");
     if (rc == KERN_OK) rc = cuda_check(k, cudaStreamWaitEvent(c->stream, c->ready, 0), "a sum over GPUs");
@@ -126,6 +131,8 @@ int cuda_comm_sum(struct kern *k, float *p, size_t n) {
 int cuda_comm_wait(struct kern *k) {
     struct comm *c = cuda_of(k)->comm;
     int status = 0;
+    if (!c) return usable(k, c);
+    std::lock_guard<std::mutex> hold(c->lock);
     int rc = usable(k, c);
     if (rc == KERN_OK) rc = failed(k, c, c->async_error(c->comm, &status), "a sum over GPUs");
     if (rc == KERN_OK) rc = failed(k, c, status, "a sum over GPUs");

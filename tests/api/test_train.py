@@ -184,3 +184,13 @@ def test_versions_that_are_trained_go_live_under_load(tmp_path, pictures, start)
         mine = [a for a in answers if a[1] == digest]
         for seed, _, body in mine[:2] + mine[-2:]:
             assert pixels_of(judge, seed).body == body
+
+
+def test_a_process_for_each_of_several_devices(tmp_path, pictures):
+    """Every process says why it cannot; the one that started them says which ended."""
+    done = train(pictures, tmp_path, "--steps", 5, "--backend", "cpu", "--devices", "0,1", code=69)
+    assert "the cpu back end trains in one process" in done.stderr and re.search(r"rank [01] ended with status 65", done.stderr)
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    assert "5 of 5 steps" in train(pictures, tmp_path, "--steps", 5, "--backend", "cpu", env=alone).stdout
+    assert "devices" in train(pictures, tmp_path, "--steps", 5, "--devices", "0,0", code=65).stderr
+    assert "RANK" in train(pictures, tmp_path, "--steps", 5, code=78, env={**alone, "RANK": "1"}).stderr

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "core/model/dit_train.h"
 #include "core/train/parallel.h"
@@ -54,7 +55,7 @@ struct bench {
 };
 
 static void check(int rc, const char *what, const char *why) {
-    if (rc) fprintf(stderr, "bench-train: %s: %s\n", what, why), exit(1);
+    if (rc) fprintf(stderr, "bench-train: %s: %s\n", what, why), _exit(1);
 }
 #define OP(call) check(call, #call, k->why)
 #define NET(call) check(call, #call, e.text)
