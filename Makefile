@@ -91,6 +91,9 @@ $(OUT)/bench-vae: $(OUT)/tests/bench/bench_vae.o $(OUT)/libsitd.a
 $(OUT)/bench-train: $(OUT)/tests/bench/bench_train.o $(OUT)/libsitd.a
 	@echo "  LINK  $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(OUT)/bench-step: $(OUT)/tests/bench/bench_step.o $(OUT)/libsitd.a
+	@echo "  LINK  $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 -include $(LIB_OBJ:.o=.d) $(SERVER_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(OUT)/server/main.d
 
@@ -160,8 +163,9 @@ test: ## install what is missing, build, run the whole test suite
 	@tests/run.sh
 test-all: test ## the test suite, then every recorded case of ../shared/golden when it is there
 	@tests/golden/all.sh
-bench: all $(OUT)/bench-ops $(OUT)/bench-vae ## forward passes beside torch where it is installed (TORCH_PYTHON=python[:python]), ops against their ceiling; CSV in build/
+bench: all $(OUT)/bench-ops $(OUT)/bench-step $(OUT)/bench-vae ## forward passes and training steps beside torch where it is installed (TORCH_PYTHON=python[:python]), ops against their ceiling; CSV in build/
 	@$(PYTHON) tests/bench/forward.py
+	@$(PYTHON) tests/bench/train.py
 	@$(OUT)/bench-ops
 	@$(OUT)/bench-vae
 bundle: ## build/sitd-VERSION.tar.gz: the binary for every processor and GPU, its libraries and the bundled models, to unpack anywhere

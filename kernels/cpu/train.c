@@ -24,13 +24,13 @@ static size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
 /* ---- linear ---- */
 
-enum { LINES = 192, COLUMNS = 192, TILES = 8 }; // of a task: lines of dx, columns of dw and dx, register tiles of outputs in dw
+enum { LINES = 192, COLUMNS = 192 }; // of a task: lines of dx, columns of dw
 
 struct linear_call {
     const float *dy, *x, *x_pre, *w;
     float *dx, *dw, *db;
     enum kern_act before;
-    size_t lines, out, in, dx_columns; // columns of dx a task
+    size_t lines, out, in, dx_columns, dw_outputs; // of a task: columns of dx, outputs of dw
 };
 
 static int dx_task(struct lane *lane, int task, void *arg) {
@@ -58,8 +58,8 @@ static int dx_task(struct lane *lane, int task, void *arg) {
 static int dw_task(struct lane *lane, int task, void *arg) {
     const struct linear_call *c = arg;
     const struct train_simd *simd = cpu_train_simd(lane->cpu);
-    size_t across = blocks(c->in, COLUMNS), rows = (size_t)(TILES * simd->lines);
-    size_t o = (size_t)task / across * rows, column = (size_t)task % across * COLUMNS, outputs = least(rows, c->out - o);
+    size_t across = blocks(c->in, COLUMNS), o = (size_t)task / across * c->dw_outputs, column = (size_t)task % across * COLUMNS;
+    size_t outputs = least(c->dw_outputs, c->out - o);
     struct train_gemm g = {.c = c->dw + o * c->in + column,
                            .ldc = c->in,
                            .a = c->dy + o,
@@ -77,6 +77,16 @@ static int dw_task(struct lane *lane, int task, void *arg) {
     return KERN_OK;
 }
 
+// Outputs of a task of dw: many, as every task packs x anew (with 48 that took a tenth of a step), but so that each thread has as
+// much to do. How dw is cut does not show in what comes out.
+static size_t cut_outputs(size_t out, size_t in, size_t threads) {
+    for (size_t outputs = 192; outputs > 48; outputs /= 2) {
+        size_t tasks = blocks(out, outputs) * blocks(in, COLUMNS);
+        if (tasks % threads == 0 || tasks > 4 * threads) return outputs;
+    }
+    return 48;
+}
+
 static int cpu_linear_backward(struct kern *k, const struct kern_linear *opaque, void *dx, float *dw, float *db, const void *dy,
                                const void *x, enum kern_act before, const void *x_pre, int units) {
     const struct cpu_layer *l = (const struct cpu_layer *)opaque;
@@ -88,10 +98,11 @@ static int cpu_linear_backward(struct kern *k, const struct kern_linear *opaque,
     c.in = (size_t)l->spec.in;
     c.lines = (size_t)units * (size_t)l->spec.unit;
     c.dx_columns = c.lines <= LINES ? 32 : c.in; // few lines, vectors mostly: threads share the columns
+    c.dw_outputs = cut_outputs(c.out, c.in, (size_t)k->threads);
     double work = 2.0 * (double)c.lines * (double)c.out * (double)c.in;
     int rc = dx ? cpu_run(k, (int)(blocks(c.lines, LINES) * blocks(c.in, c.dx_columns)), work, dx_task, &c) : KERN_OK;
     if (rc < 0) return rc;
-    return cpu_run(k, (int)(blocks(c.out, (size_t)(TILES * simd->lines)) * blocks(c.in, COLUMNS)), work, dw_task, &c);
+    return cpu_run(k, (int)(blocks(c.out, c.dw_outputs) * blocks(c.in, COLUMNS)), work, dw_task, &c);
 }
 
 /* ---- norm and gate ---- */

@@ -38,7 +38,6 @@ struct train_head { // one row's head, at token 0
 };
 
 struct train_simd {
-    int lines; // of a register tile of gemm
     void (*gemm)(const struct train_gemm *);
     void (*slope)(float *dx, const float *x, size_t n, enum kern_act); // dx *= act'(x)
     void (*norm)(const struct train_norm *);

@@ -265,8 +265,7 @@ static double adamw(const struct adamw *s, float *p, float *m, float *v, float *
     return sum_d(&moved);
 }
 
-const struct train_simd TRAIN = {.lines = GM,
-                                 .gemm = gemm,
+const struct train_simd TRAIN = {.gemm = gemm,
                                  .slope = slope,
                                  .norm = norm,
                                  .sum_lines = sum_lines,

@@ -86,4 +86,5 @@ def main():
         print(json.dumps({"torch": torch.__version__, "precision": precision, "rows": rows, "runs": len(times), "ms": statistics.median(times), "ms_min": min(times)}), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()
