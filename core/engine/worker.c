@@ -63,7 +63,8 @@ static void count_batch(struct device *d, int rows, double seconds) {
     c->evaluations += (uint64_t)rows;
     c->batch_rows[rows < bins ? rows : bins - 1]++;
     c->busy_seconds += seconds;
-    c->row_ms = c->row_ms > 0 ? (1 - ROW_MS_WEIGHT) * c->row_ms + ROW_MS_WEIGHT * row_ms : row_ms;
+    // The first batch replaces what the trial evaluation took, which pays for first touches of memory and may have been starved.
+    c->row_ms = c->batches > 1 ? (1 - ROW_MS_WEIGHT) * c->row_ms + ROW_MS_WEIGHT * row_ms : row_ms;
 }
 
 /* ---- end of a job ---- */
