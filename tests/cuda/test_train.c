@@ -111,7 +111,14 @@ struct linear_case {
 static void linear_case(struct pair *p, const struct linear_case *c) {
     const enum kern_dtype act = p->k[0]->act, xt = c->x_f32 ? KERN_F32 : act, yt = c->y_f32 ? KERN_F32 : act;
     const size_t lines = (size_t)c->unit * (size_t)c->units, N = (size_t)c->out, K = (size_t)c->in;
-    struct kern_linear_spec spec = {c->out, c->in, c->unit, c->act, KERN_F32, c->x_f32, c->y_f32, c->y_stream};
+    struct kern_linear_spec spec = {.out = c->out,
+                                    .in = c->in,
+                                    .unit = c->unit,
+                                    .act = c->act,
+                                    .w_store = KERN_F32,
+                                    .x_f32 = c->x_f32,
+                                    .y_f32 = c->y_f32,
+                                    .y_stream = c->y_stream};
     struct buf w = buf_new(p, KERN_F32, N * K, 0.05f, 1), b = buf_new(p, KERN_F32, N, 1, 2), x = buf_new(p, xt, lines * K, 1, 3),
                dy = buf_new(p, yt, lines * N, 1, 4), y = buf_new(p, yt, lines * N, 1, 5), pre = buf_new(p, yt, lines * N, 1, 6),
                x_pre = buf_new(p, xt, lines * K, 2, 7), dx = buf_new(p, xt, lines * K, 1, 8),
