@@ -45,7 +45,8 @@ struct dit_set dit_set_at(const struct dit *m, int i, int row) {
         part->in = past(part->in, C), part->out = past(part->out, C), part->xhat = past(part->xhat, C);
         part->rstd = past(part->rstd, line * sizeof(float));
     }
-    s.qkv = past(s.qkv, 3 * C), s.attn = past(s.attn, C), s.q = past(s.q, C), s.cross = past(s.cross, C);
+    s.q = past(s.q, s.q == s.qkv ? 3 * C : C); // sampling keeps q in qkv's place, whose rows are three times as long
+    s.qkv = past(s.qkv, 3 * C), s.attn = past(s.attn, C), s.cross = past(s.cross, C);
     s.pre = past(s.pre, MLP), s.mlp = past(s.mlp, MLP), s.lse = past(s.lse, line * (size_t)m->encoder.H * sizeof(float));
     return s;
 }
