@@ -143,6 +143,21 @@ struct kern_loss {
     bool hybrid, first;
     float log_lo, log_span, lv_true, recip, recip_m1, posterior;
 };
+/*
+ * kern_norm_back: of gate_norm_backward; what is not set is NULL. Of gate_norm and, with h, dh, gate and dgate NULL, of norm_modulate. dx [R, T, C]: in,
+ * the gradient of x as later ops see it; out, plus what comes through y. dh = gate*dx, and dh_sum [C] its sums over all lines (+= where add). At ptr +
+ * r*ld: dshift = sum_t dy, dscale = sum_t dy*xhat, dgate = sum_t dx*h (nullable); where ld is 0 these run over all rows and are added to what is there.
+ * y, with shift: what the forward op wrote, made again from xhat. dy NULL: y was NULL, and xhat, rstd, dshift and dscale are not used.
+ */
+struct kern_norm_back {
+    float *dx;
+    void *dh, *y;
+    float *dh_sum, *dshift, *dscale, *dgate;
+    const void *dy, *xhat, *h;
+    const float *rstd, *gate, *shift, *scale;
+    int ld, R, T, C;
+    bool add;
+};
 #define KERN_MAX_EMA 4
 struct kern_adamw { // doubles, as 1 - 0.9999 in float32 is 2e-4 off
     double lr, beta1, beta2, eps, decay;
@@ -275,19 +290,19 @@ struct kern {
     // the layer. After they changed, and once before the first use, linear_refresh. linear and linear_free serve these layers too.
     int (*linear_wrap)(struct kern *, const struct kern_linear_spec *, const float *w, const float *b, struct kern_linear **);
     int (*linear_refresh)(struct kern *, struct kern_linear *);
-    // Of linear_wrap's layers. dy: of the value before the layer's own activation. dx (nullable) = dy w, times before'(x_pre) where
-    // x = before(x_pre), x_pre of x's type (before KERN_NONE: x_pre is not read). dw [out, in] += dy^T x, db [out] (nullable) += sums of dy over
-    // lines. Padding lines of vectors: dy is 0, x finite. Products take their factors as the forward pass does, rounded to k->act or not.
-    int (*linear_backward)(struct kern *, const struct kern_linear *, void *dx, float *dw, float *db, const void *dy, const void *x,
-                           enum kern_act before, const void *x_pre, int units);
-    // of gate_norm and, with h, dh, gate and dgate NULL, of norm_modulate. dx [R, T, C]: in, the gradient of x as later ops see it; out, plus what
-    // comes through y. dh = gate*dx. At ptr + r*ld: dshift = sum_t dy, dscale = sum_t dy*xhat, dgate = sum_t dx*h (nullable); where ld is 0 these run
-    // over all rows and are added to what is there. dy NULL: y was NULL, and xhat, rstd, dshift and dscale are not used.
-    int (*gate_norm_backward)(struct kern *, float *dx, void *dh, float *dshift, float *dscale, float *dgate, const void *dy,
-                              const void *xhat, const float *rstd, const void *h, const float *gate, const float *scale, int ld, int R,
-                              int T, int C);
-    int (*attention_backward)(struct kern *, void *dqkv, const void *d_o, const void *qkv, const void *o, const float *lse, int R, int T,
-                              int H, int D);
+    // Of linear_wrap's layers. dy: of the value before the layer's own activation. Padding lines of vectors: dy is 0, x finite. Products take
+    // their factors as the forward pass does, rounded to k->act or not. A bias's gradient is the sum of its dy over lines; ops that write such a dy
+    // can sum it on the way ("_sum"), += where `add`, which spares linear_gradients from reading it again.
+    // dx = dy w, times before'(x_pre) where x = before(x_pre), x_pre of x's type (before KERN_NONE: x_pre is not read); dx_sum [in], nullable
+    int (*linear_backward)(struct kern *, const struct kern_linear *, void *dx, float *dx_sum, const void *dy, enum kern_act before,
+                           const void *x_pre, int units, bool add);
+    // Of outputs [first, first + count), or all: dw [count, in] = dy^T x and db [count] (nullable) = the sums of dy, both += where `add`
+    int (*linear_gradients)(struct kern *, const struct kern_linear *, float *dw, float *db, const void *dy, const void *x, int units, int first,
+                            int count, bool add);
+    int (*gate_norm_backward)(struct kern *, const struct kern_norm_back *);
+    // dqkv_sum [3*H*D], nullable
+    int (*attention_backward)(struct kern *, void *dqkv, float *dqkv_sum, const void *d_o, const void *qkv, const void *o, const float *lse,
+                              int R, int T, int H, int D, bool add);
     // dkv lies as kv
     int (*cross_attention_backward)(struct kern *, void *dq, float *dkv, const void *d_o, const void *q, const float *kv, int ld, int R,
                                     int T, int S, int H, int D);

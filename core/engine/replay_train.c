@@ -98,7 +98,7 @@ static int step(struct training *s, struct kern *k, const struct recorded *c, st
     if (!rc)
         rc = k->loss(k, dit_train_dout(net), s->on_loss, dit_train_out(net), out_ld, s->on_x1, s->on_x0, dit_train_x(net),
                      c->numel, s->rows, c->n);
-    if (!rc && dit_train_backward(net, c->n, e)) return e->status;
+    if (!rc && dit_train_backward(net, c->n, false, e)) return e->status;
     if (!rc) rc = k->download(k, s->parts, s->on_loss, 2 * (size_t)c->n * sizeof(float));
     if (!rc) rc = k->download(k, s->flat, dit_train_grads(net), dit_train_floats(net) * sizeof(float));
     return rc ? err_set(e, E_DEVICE, "%s", k->why) : OK;

@@ -107,14 +107,17 @@ static int reserve_one_set(struct dit *m, size_t lines, struct err *e) {
 
 static int reserve_part(struct dit *m, struct dit_part *p, size_t lines, bool work, struct err *e) {
     size_t C = lines * (size_t)m->encoder.C * kern_dtype_size(m->k->act);
-    const struct wanted wanted[] = {{&p->in, C}, {&p->xhat, C}, {&p->rstd, lines * sizeof(float)}, {&p->out, work ? C : 0}};
+    const struct wanted wanted[] = {{&p->xhat, C}, {&p->rstd, lines * sizeof(float)}, {&p->out, work ? C : 0}};
     return reserve_all(m, wanted, sizeof wanted / sizeof *wanted, e);
 }
 
-// Learning: nothing is shared within a set.
+// Learning: nothing is shared but the parts' inputs, which backward makes again from xhat.
 static int reserve_sets(struct dit *m, size_t lines, struct err *e) {
     size_t C = lines * (size_t)m->encoder.C * kern_dtype_size(m->k->act),
            MLP = lines * (size_t)m->encoder.MLP * kern_dtype_size(m->k->act);
+    struct dit_part *final = &m->sets[m->n_sets].part[PART_SELF];
+    void *in;
+    if (dit_buffer(m, &in, C, e) || dit_buffer(m, &final->in, C, e)) return e->status;
     for (int i = 0; i < m->n_sets; i++) {
         struct dit_set *s = &m->sets[i];
         bool cross = dit_has_part(m, PART_CROSS);
@@ -128,10 +131,12 @@ static int reserve_sets(struct dit *m, size_t lines, struct err *e) {
             {&s->cross, cross ? C : 0},
         };
         if (reserve_all(m, wanted, sizeof wanted / sizeof *wanted, e)) return e->status;
-        for (int p = 0; p < PARTS; p++)
+        for (int p = 0; p < PARTS; p++) {
+            s->part[p].in = in;
             if (dit_has_part(m, p) && reserve_part(m, &s->part[p], lines, true, e)) return e->status;
+        }
     }
-    return reserve_part(m, &m->sets[m->n_sets].part[PART_SELF], lines, false, e);
+    return reserve_part(m, final, lines, false, e);
 }
 
 static int reserve_tokens(struct dit *m, bool recompute, struct err *e) {

@@ -3,9 +3,12 @@
  * dit_back: the listing (listing.c) from its end to its beginning.
  *
  * Two gradients travel: dx, of the residual stream, in float32, and the one of what the current op read or wrote, in act, from
- * buffer to buffer: d_in (a part's normed input), d_out (what its gate took), d_attn, d_wide. The vectors of norms and gates get
- * theirs where they lie: in d_mod at the places of modulation, or in the flat array. Ops run on all rows at once, so sums over
- * rows have one order whatever the threads.
+ * buffer to buffer: d_in (a part's normed input), d_out (what its gate took), d_wide. The vectors of norms and gates get theirs
+ * where they lie: in d_mod at the places of modulation, or in the flat array. Ops run on all rows at once, so sums over rows have
+ * one order whatever the threads.
+ *
+ * A layer behind a norm owes its weights' gradients until that norm is passed, whose backward makes the layer's input again.
+ * Biases' gradients are summed by the ops that make their layers' dy, where those can.
  */
 #include "core/model/dit_train_int.h"
 
@@ -26,22 +29,54 @@ static struct places places_at(const struct dit_train *t, int i, int part) {
     return (struct places){shift, shift + g->C, gated ? shift + 2 * (size_t)g->C : NULL};
 }
 
-// dx of a layer from dy, and its weights' gradients. act, pre: as linear_backward's before and x_pre
-static int linear(const struct dit_train *t, const struct dit_linear *l, void *dx, const void *dy, const void *x,
-                  enum kern_act act, const void *pre, int units) {
+// A layer's weights' gradients; bias: its own too
+static int gradients(const struct dit_train *t, const struct dit_linear *l, bool bias, const void *dy, const void *x, int units,
+                     bool add) {
     float *g = t->flat.grads;
-    return t->k->linear_backward(t->k, l->run, dx, g + l->w, g + l->b, dy, x, act, pre, units);
+    return t->k->linear_gradients(t->k, l->run, g + l->w, bias ? g + l->b : NULL, dy, x, units, 0, l->out, add);
+}
+
+// From a layer's dy to its dx. act, pre: as linear_backward's before and x_pre; maker: the layer whose output x was, or NULL
+static int down(const struct dit_train *t, const struct dit_linear *l, void *dx, const struct dit_linear *maker, const void *dy,
+                enum kern_act act, const void *pre, int units) {
+    float *sum = maker ? t->flat.grads + maker->b : NULL;
+    return t->k->linear_backward(t->k, l->run, dx, sum, dy, act, pre, units, t->add);
 }
 
 static void ready(const struct dit_train *t, size_t from, size_t to) {
-    if (t->on_grads) t->on_grads(t->ctx, from, to - from);
+    if (t->on_grads && to > from) t->on_grads(t->ctx, from, to - from);
 }
 
 static size_t after_block(const struct dit_train *t, int i) {
     return i < t->net->encoder.depth ? t->flat.blocks[i + 1] : t->flat.floats;
 }
 
+// What can be had when the gradients of all vectors of block i (depth: of the final layer) are there.
+static int block_done(struct dit_train *t, int i, int R) {
+    const struct dit *m = t->net;
+    const struct dit_stage *g = &m->encoder;
+    size_t C = (size_t)g->C, first = (size_t)i * g->mod_step, count = i < g->depth ? g->mod_step : 2 * C;
+    ready(t, t->flat.blocks[i], after_block(t, i));
+    if (!m->n_mod) return KERN_OK;
+    float *dw = t->flat.grads + m->mod[0].w + first * C, *db = t->flat.grads + m->mod[0].b + first;
+    TRY(t->k->linear_gradients(t->k, m->mod[0].run, dw, db, t->d_mod, m->silu_c, dit_units(R), (int)first, (int)count, t->add));
+    return ready(t, m->mod[0].w + first * C, m->mod[0].w + (first + count) * C), KERN_OK;
+}
+
 /* ---- blocks ---- */
+
+static int owe(struct dit_train *t, const struct dit_linear *l, bool bias) { return t->owed = l, t->owed_bias = bias, KERN_OK; }
+
+// x: the input of the layer that owes, where one does
+static int pay(struct dit_train *t, const void *x, int R) {
+    const struct dit_linear *l = t->owed;
+    t->owed = NULL;
+    return l ? gradients(t, l, t->owed_bias, t->d_wide, x, R, t->add) : KERN_OK;
+}
+
+static const struct dit_linear *last_layer(const struct dit_block *b, int part) { // of a part
+    return part == PART_SELF ? &b->proj : part == PART_CROSS ? &b->cross_proj : &b->fc2;
+}
 
 // From d_in, of what comes after the gate and norm behind part p of block i (`to` holds that norm), to d_out and dx.
 static int gate_norm(struct dit_train *t, int i, int part, int follows, const struct dit_set *s, const struct dit_part *to,
@@ -52,8 +87,28 @@ static int gate_norm(struct dit_train *t, int i, int part, int follows, const st
     int next = last ? i + 1 : i, norm = last ? PART_SELF : follows;
     struct dit_vectors v = dit_vectors_at(m, g, i, part, 0), u = dit_vectors_at(m, g, next, norm, 0);
     struct places dv = places_at(t, i, part), du = places_at(t, next, norm);
-    return t->k->gate_norm_backward(t->k, t->dx, t->d_out, du.shift, du.scale, dv.gate, t->d_in, to->xhat, to->rstd,
-                                    s->part[part].out, v.gate, u.scale, m->mod_ld, R, m->L, g->C);
+    struct kern_norm_back a = {.dx = t->dx,
+                               .dh = t->d_out,
+                               .dh_sum = t->flat.grads + last_layer(&g->blocks[i], part)->b,
+                               .dshift = du.shift,
+                               .dscale = du.scale,
+                               .dgate = dv.gate,
+                               .dy = t->d_in,
+                               .xhat = to->xhat,
+                               .rstd = to->rstd,
+                               .h = s->part[part].out,
+                               .gate = v.gate,
+                               .shift = u.shift,
+                               .scale = u.scale,
+                               .ld = m->mod_ld,
+                               .R = R,
+                               .T = m->L,
+                               .C = g->C,
+                               .add = t->add};
+    if (t->owed) a.y = to->in;
+    TRY(t->k->gate_norm_backward(t->k, &a));
+    TRY(pay(t, to->in, R));
+    return last ? block_done(t, next, R) : KERN_OK;
 }
 
 // From d_out to d_in.
@@ -62,22 +117,28 @@ static int work(struct dit_train *t, int i, int part, const struct dit_set *s, i
     const struct dit *m = t->net;
     const struct dit_stage *g = &m->encoder;
     const struct dit_block *b = &g->blocks[i];
-    const void *in = s->part[part].in;
     int D = g->C / g->H, ld = 2 * g->C * g->depth;
     size_t kv = (size_t)i * 2 * (size_t)g->C;
     if (part == PART_SELF) {
-        TRY(linear(t, &b->proj, t->d_attn, t->d_out, s->attn, KERN_NONE, NULL, R));
-        TRY(k->attention_backward(k, t->d_wide, t->d_attn, s->qkv, s->attn, s->lse, R, m->L, g->H, D));
-        return linear(t, &b->qkv, t->d_in, t->d_wide, in, KERN_NONE, NULL, R);
+        TRY(gradients(t, &b->proj, false, t->d_out, s->attn, R, t->add));
+        TRY(down(t, &b->proj, t->d_in, NULL, t->d_out, KERN_NONE, NULL, R));
+        TRY(k->attention_backward(k, t->d_wide, t->flat.grads + b->qkv.b, t->d_in, s->qkv, s->attn, s->lse, R, m->L, g->H, D,
+                                  t->add));
+        TRY(down(t, &b->qkv, t->d_in, NULL, t->d_wide, KERN_NONE, NULL, R));
+        return owe(t, &b->qkv, false);
     }
     if (part == PART_CROSS) {
-        TRY(linear(t, &b->cross_proj, t->d_attn, t->d_out, s->cross, KERN_NONE, NULL, R));
-        TRY(k->cross_attention_backward(k, t->d_wide, t->d_kv + kv, t->d_attn, s->q, m->context_kv + kv, ld, R, m->L, DIT_CONTEXT,
+        TRY(gradients(t, &b->cross_proj, false, t->d_out, s->cross, R, t->add));
+        TRY(down(t, &b->cross_proj, t->d_in, NULL, t->d_out, KERN_NONE, NULL, R));
+        TRY(k->cross_attention_backward(k, t->d_wide, t->d_kv + kv, t->d_in, s->q, m->context_kv + kv, ld, R, m->L, DIT_CONTEXT,
                                         g->H, D));
-        return linear(t, &b->cross_q, t->d_in, t->d_wide, in, KERN_NONE, NULL, R);
+        TRY(down(t, &b->cross_q, t->d_in, NULL, t->d_wide, KERN_NONE, NULL, R));
+        return owe(t, &b->cross_q, true);
     }
-    TRY(linear(t, &b->fc2, t->d_wide, t->d_out, s->mlp, KERN_GELU_TANH, s->pre, R));
-    return linear(t, &b->fc1, t->d_in, t->d_wide, in, KERN_NONE, NULL, R);
+    TRY(gradients(t, &b->fc2, false, t->d_out, s->mlp, R, t->add));
+    TRY(down(t, &b->fc2, t->d_wide, &b->fc1, t->d_out, KERN_GELU_TANH, s->pre, R));
+    TRY(down(t, &b->fc1, t->d_in, NULL, t->d_wide, KERN_NONE, NULL, R));
+    return owe(t, &b->fc1, false);
 }
 
 static int block(struct dit_train *t, int i, int R) {
@@ -91,7 +152,6 @@ static int block(struct dit_train *t, int i, int R) {
         TRY(work(t, i, part, &s, R));
         follows = part;
     }
-    ready(t, t->flat.blocks[i], after_block(t, i));
     return KERN_OK;
 }
 
@@ -102,17 +162,17 @@ static int from_pixels(struct dit_train *t, int R) {
     struct kern *k = t->k;
     const struct dit *m = t->net;
     size_t act = kern_dtype_size(k->act), line = (size_t)m->encoder.C, row = (size_t)m->L * line;
-    int T = m->T, P = m->P, patch = m->out_channels * P * P, depth = m->encoder.depth;
+    int T = m->T, P = m->P, patch = m->out_channels * P * P, depth = m->encoder.depth, calls = m->L == T ? 1 : R;
     char *in = dit_set_at(m, depth, 0).part[PART_SELF].in, *d_in = t->d_in;
     TRY(k->zero(k, t->dx, (size_t)R * row * sizeof(float)));
     TRY(k->unpatchify_backward(k, t->dtok, t->dout, R, m->out_channels, m->keep, m->a.input_size, P));
-    if (m->L == T) TRY(linear(t, &m->last, d_in, t->dtok, in, KERN_NONE, NULL, R));
-    else TRY(k->zero(k, d_in, (size_t)R * row * act)); // the tokens of timestep and label were dropped
-    for (int r = 0; m->L != T && r < R; r++) {
+    if (m->L != T) TRY(k->zero(k, d_in, (size_t)R * row * act)); // the tokens of timestep and label were dropped
+    for (int r = 0; r < calls; r++) {
         size_t at = (size_t)r * row * act;
-        TRY(linear(t, &m->last, d_in + at, t->dtok + (size_t)r * (size_t)(T * patch), in + at, KERN_NONE, NULL, 1));
+        const float *dy = t->dtok + (size_t)r * (size_t)(T * patch);
+        TRY(gradients(t, &m->last, true, dy, in + at, R / calls, t->add || r));
+        TRY(down(t, &m->last, d_in + at, NULL, dy, KERN_NONE, NULL, R / calls));
     }
-    ready(t, t->flat.blocks[depth], after_block(t, depth));
     return KERN_OK;
 }
 
@@ -120,16 +180,30 @@ static int from_pixels(struct dit_train *t, int R) {
 static int to_tokens(struct dit_train *t, int R) {
     struct kern *k = t->k;
     const struct dit *m = t->net;
-    int L = m->L, T = m->T, C = m->encoder.C, patch = m->a.in_channels * m->P * m->P;
-    struct dit_set s = dit_set_at(m, 0, 0);
+    int L = m->L, T = m->T, C = m->encoder.C, patch = m->a.in_channels * m->P * m->P, calls = L == T ? 1 : R;
+    struct dit_part first = dit_set_at(m, 0, 0).part[PART_SELF];
     struct places d = places_at(t, 0, PART_SELF);
     struct dit_vectors v = dit_vectors_at(m, &m->encoder, 0, PART_SELF, 0);
-    TRY(k->gate_norm_backward(k, t->dx, NULL, d.shift, d.scale, NULL, t->d_in, s.part[PART_SELF].xhat, s.part[PART_SELF].rstd,
-                              NULL, NULL, v.scale, m->mod_ld, R, L, C));
-    if (L == T) return linear(t, &m->patch, NULL, t->dx, m->patches, KERN_NONE, NULL, R);
-    for (int r = 0; r < R; r++)
-        TRY(linear(t, &m->patch, NULL, t->dx + (size_t)r * (size_t)(L * C), m->patches + (size_t)r * (size_t)(T * patch),
-                   KERN_NONE, NULL, 1));
+    struct kern_norm_back a = {.dx = t->dx,
+                               .y = first.in,
+                               .dshift = d.shift,
+                               .dscale = d.scale,
+                               .dy = t->d_in,
+                               .xhat = first.xhat,
+                               .rstd = first.rstd,
+                               .shift = v.shift,
+                               .scale = v.scale,
+                               .ld = m->mod_ld,
+                               .R = R,
+                               .T = L,
+                               .C = C};
+    TRY(k->gate_norm_backward(k, &a));
+    TRY(pay(t, first.in, R));
+    TRY(block_done(t, 0, R));
+    for (int r = 0; r < calls; r++)
+        TRY(gradients(t, &m->patch, true, t->dx + (size_t)r * (size_t)(L * C), m->patches + (size_t)r * (size_t)(T * patch),
+                      R / calls, t->add || r));
+    if (L == T) return KERN_OK;
     TRY(k->take_token(k, t->d_t, t->dx, R, L, C, T));
     return k->take_token(k, t->d_y, t->dx, R, L, C, T + 1);
 }
@@ -147,13 +221,12 @@ static int conditioning(struct dit_train *t, int R) {
     struct kern *k = t->k;
     const struct dit *m = t->net;
     int C = m->encoder.C, kv_ld = 2 * C * m->encoder.depth, tokens = R * DIT_CONTEXT;
-    if (m->n_mod) { // of their sum; d_y is the same memory
-        TRY(clear_padding(t, t->d_mod, R, m->mod_ld));
-        return linear(t, &m->mod[0], t->d_t, t->d_mod, m->silu_c, KERN_SILU, m->c, dit_units(R));
-    }
+    if (m->n_mod) // of their sum; d_y is the same memory
+        return down(t, &m->mod[0], t->d_t, NULL, t->d_mod, KERN_SILU, m->c, dit_units(R));
     if (m->kv.run) {
         TRY(clear_padding(t, t->d_kv, tokens, kv_ld));
-        TRY(linear(t, &m->kv, t->d_context, t->d_kv, m->context, KERN_NONE, NULL, dit_units(tokens)));
+        TRY(gradients(t, &m->kv, true, t->d_kv, m->context, dit_units(tokens), t->add));
+        TRY(down(t, &m->kv, t->d_context, NULL, t->d_kv, KERN_NONE, NULL, dit_units(tokens)));
         TRY(k->take_token(k, t->d_t, t->d_context, R, DIT_CONTEXT, C, 0));
         TRY(k->take_token(k, t->d_y, t->d_context, R, DIT_CONTEXT, C, 1));
     }
@@ -163,17 +236,31 @@ static int conditioning(struct dit_train *t, int R) {
 static int embedders(struct dit_train *t, int R) {
     const struct dit *m = t->net;
     const struct dit_embedder *em = m->embedders;
+    int units = dit_units(R);
     TRY(t->k->condition_backward(t->k, t->flat.grads + em->at, t->d_y, m->y, R, m->encoder.C));
-    TRY(linear(t, &em->t2, t->d_hidden, t->d_t, m->t_hidden, KERN_SILU, m->t_pre, dit_units(R)));
-    return linear(t, &em->t1, NULL, t->d_hidden, m->freq, KERN_NONE, NULL, dit_units(R));
+    TRY(gradients(t, &em->t2, true, t->d_t, m->t_hidden, units, t->add));
+    TRY(down(t, &em->t2, t->d_hidden, NULL, t->d_t, KERN_SILU, m->t_pre, units));
+    return gradients(t, &em->t1, true, t->d_hidden, m->freq, units, t->add);
+}
+
+// What lies in front of modulation (keys and values) is added to, whatever t->add: tables, norms; and lines of padding are not
+// read
+static int begin(const struct dit_train *t, int R) {
+    const struct dit_flat *f = &t->flat;
+    if (t->net->n_mod) TRY(clear_padding(t, t->d_mod, R, t->net->mod_ld));
+    return t->add ? KERN_OK : t->k->zero(t->k, f->grads, (f->wide_count ? f->wide : f->blocks[0]) * sizeof(float));
 }
 
 int dit_back(struct dit_train *t, int R) {
+    const struct dit_flat *f = &t->flat;
+    t->owed = NULL;
+    TRY(begin(t, R));
     TRY(from_pixels(t, R));
     for (int i = t->net->encoder.depth - 1; i >= 0; i--) TRY(block(t, i, R));
     TRY(to_tokens(t, R));
     TRY(conditioning(t, R));
     TRY(embedders(t, R));
-    ready(t, 0, t->flat.blocks[0]);
-    return KERN_OK;
+    if (!t->net->n_mod) return ready(t, 0, f->blocks[0]), KERN_OK;
+    ready(t, f->wide + f->wide_count, f->blocks[0]);
+    return ready(t, 0, f->wide), KERN_OK;
 }

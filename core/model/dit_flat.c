@@ -73,6 +73,8 @@ int dit_flat_lay(struct dit_flat *f, const struct arch *a, struct err *e) {
         f->floats += p->count;
         if (all[i].rank == RANK_NORM_WEIGHTS && run != all[i].rank) f->norms = p->offset;
         if (all[i].rank == RANK_NORM_WEIGHTS) f->norms_count = f->floats - f->norms;
+        if (all[i].rank == RANK_WIDE_WEIGHTS && run != all[i].rank) f->wide = p->offset;
+        if (all[i].rank == RANK_WIDE_WEIGHTS) f->wide_count = f->floats - f->wide;
         bool begins = all[i].rank == RANK_BLOCKS && (run != RANK_BLOCKS || all[i].block != all[i - 1].block);
         if (begins) f->blocks[all[i].block] = p->offset;
         run = all[i].rank;

@@ -16,9 +16,10 @@
 #define DIT_EPS_MLP_DIFFUSERS 1e-5f
 #define DIT_CONTEXT 2 // tokens that stand for timestep and label where they are tokens
 
-struct dit_linear { // w, b: where weight and bias lie in the flat array of a network that learns
+struct dit_linear { // of a network that learns: where weight and bias lie in the flat array, how many outputs there are
     struct kern_linear *run;
     size_t w, b;
+    int out;
 };
 struct dit_affine { // [C] each: LN's bias, and its weight less one; w, b as above
     float *shift, *scale;
@@ -48,7 +49,7 @@ struct dit_stage { // blocks of one width: the network, or MaskDiT's encoder and
  * several names, without what is marked *. A network that learns keeps a set a block, or makes them again (enum dit_recompute).
  */
 struct dit_part {
-    void *in;    // act [C]: normed and modulated
+    void *in;    // act [C]: normed and modulated; one buffer for all but the final layer
     void *out;   // act [C]: before the gate
     void *xhat;  // act [C] *: normed
     float *rstd; // [1] *

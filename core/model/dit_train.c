@@ -55,7 +55,6 @@ static int reserve_gradients(struct dit_train *t, struct err *e) {
         {&t->dtok, rows * (size_t)m->out_channels * side2 * f},
         {&t->d_in, act * C},
         {&t->d_out, act * C},
-        {&t->d_attn, act * C},
         {&t->d_wide, act * (MLP > 3 * C ? MLP : 3 * C)},
         {&t->d_mod, m->n_mod ? lines * (size_t)m->mod_ld * f : 0},
         {&t->d_kv, m->kv.run ? lines * DIT_CONTEXT * 2 * C * (size_t)m->encoder.depth * f : 0},
@@ -129,8 +128,9 @@ int dit_train_forward(struct dit_train *t, int R, const float *time, const int32
     return dit_forward(t->net, R, time, y, e);
 }
 
-int dit_train_backward(struct dit_train *t, int R, struct err *e) {
+int dit_train_backward(struct dit_train *t, int R, bool add, struct err *e) {
     if (R < 1 || R > t->net->max_rows) return err_set(e, E_INTERNAL, "backward of %d rows, reserved are %d", R, t->net->max_rows);
+    t->add = add;
     int rc = dit_back(t, R);
     return rc ? dit_failed(t->net, rc, e) : OK;
 }

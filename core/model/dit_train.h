@@ -9,8 +9,8 @@
  * so.
  *
  * The step: fill dit_train_x, dit_train_forward, turn dit_train_out into dit_train_dout (kern loss op), dit_train_backward, which
- * ADDS to the gradients: several microbatches before one step of the optimiser are an accumulation. Activations for `rows` rows
- * are reserved once.
+ * writes the gradients or adds to them: several microbatches before one step of the optimiser are an accumulation. Activations
+ * for `rows` rows are reserved once; normed inputs of layers are not among them, backward makes them again.
  *
  * Thread: belongs to the thread that owns its kern. No call after dit_train_new allocates.
  */
@@ -52,9 +52,9 @@ float *dit_train_x(struct dit_train *);    // [rows, Cin, I, I]
 float *dit_train_out(struct dit_train *);  // [rows, channels, I, I], channels = dit_channels(arch)
 float *dit_train_dout(struct dit_train *); // the same
 int dit_train_forward(struct dit_train *, int R, const float *t, const int32_t *y, struct err *); // as dit_forward
-int dit_train_backward(struct dit_train *, int R, struct err *);
+int dit_train_backward(struct dit_train *, int R, bool add, struct err *);
 // Called during backward, in its order, when the gradients of flat floats [offset, offset + count) have been queued for good: for
-// reductions that overlap.
+// reductions that overlap. Each float is told once; ranges of blocks and of modulation alternate, each kind descending.
 void dit_train_on_grads(struct dit_train *, void (*fn)(void *ctx, size_t offset, size_t count), void *ctx);
 
 size_t dit_train_bytes(const struct dit_train *);

@@ -17,6 +17,7 @@ struct dit_flat {
     int n;
     size_t floats;
     size_t norms, norms_count; // the run of norm weights
+    size_t wide, wide_count;   // the run of modulation (keys and values) weights
     size_t *blocks;            // [depth + 1]: where blocks, and the last layer, begin
     float *weights, *grads;    // buffers
     float *norm_scale;         // [norms_count]: norm weights less one, as the ops want them
@@ -32,12 +33,16 @@ struct dit_train {
     float *minus_one; // [C]
     /* gradients of activations: of all rows, or one line a row */
     float *dx, *dout, *dtok;         // of the stream [R, L, C], of the output, of its patches
-    void *d_in, *d_out, *d_attn;     // act [R, L, C]: of a part's input and output, of what attention gave
+    void *d_in, *d_out;              // act [R, L, C]: of a part's input (before that, of what attention gave) and output
     void *d_wide;                    // act [R, L, max(3*C, MLP)]
     float *d_mod, *d_kv, *d_context; // as modulation, context_kv, context
     float *d_t, *d_y, *d_hidden; // [lines, C]: of timestep and label vectors (adaLN: of their sum), of the timestep MLP's middle
     void (*on_grads)(void *ctx, size_t offset, size_t count);
     void *ctx;
+    bool add; // backward adds to the gradients
+    // The layer whose weights' gradients wait for its input to be made again; dy is d_wide
+    const struct dit_linear *owed;
+    bool owed_bias; // its bias's too
 };
 int dit_back(struct dit_train *, int R); // a kern status
 

@@ -37,8 +37,10 @@ struct parallel {
     pthread_t watcher;
     bool watching;
     atomic_int lost; // the rank that died, -1: none
-    size_t from, to; // floats whose gradients are ready and not yet summed
-    int failed;      // the back end's status of a sum
+    struct {
+        size_t from, to;
+    } ready[2]; // floats whose gradients are ready and not yet summed: of blocks and of modulation, which come by turns
+    int failed; // the back end's status of a sum
 };
 
 /* ---- meeting ---- */
@@ -225,21 +227,27 @@ void parallel_free(struct parallel *p) {
     mem_free(p);
 }
 
-static void sum_ready(struct parallel *p) {
-    if (p->to > p->from && !p->failed) p->failed = p->k->comm_sum(p->k, p->grads + p->from, p->to - p->from);
-    p->from = p->to = 0;
+static void sum_ready(struct parallel *p, int i) {
+    size_t n = p->ready[i].to - p->ready[i].from;
+    if (n && !p->failed) p->failed = p->k->comm_sum(p->k, p->grads + p->ready[i].from, n);
+    p->ready[i].from = p->ready[i].to = 0;
 }
 
 void parallel_gradients(void *ctx, size_t offset, size_t count) {
     struct parallel *p = ctx;
-    if (p->to > p->from && offset + count != p->from) sum_ready(p); // not a neighbour
-    if (p->to == p->from) p->to = offset + count;
-    p->from = offset;
-    if (p->to - p->from >= PIECE) sum_ready(p);
+    int i = 0;
+    while (i < 2 && p->ready[i].from != offset + count) i++; // a neighbour of what waits
+    if (i == 2) {
+        i = p->ready[0].to > 0;
+        if (i && p->ready[1].to > 0) sum_ready(p, 1);
+        p->ready[i].to = offset + count;
+    }
+    p->ready[i].from = offset;
+    if (p->ready[i].to - offset >= PIECE) sum_ready(p, i);
 }
 
 int parallel_finish(struct parallel *p, struct err *e) {
-    sum_ready(p);
+    for (int i = 0; i < 2; i++) sum_ready(p, i);
     int rc = p->failed ? p->failed : p->k->comm_wait(p->k);
     p->failed = 0;
     if (parallel_check(p, e)) return E_DEVICE; // the cause, where a sum failed for it

@@ -38,7 +38,7 @@ static int microbatch(struct trainer *t, int m, struct err *e) {
         k->loss(k, dit_train_dout(t->net), loss, dit_train_out(t->net), t->out_ld, t->x1, t->x0, xt, t->numel, t->judge, t->rows);
     if (rc) return trainer_kern(t, rc, e);
     if (t->peers.ready && m == t->micros - 1) dit_train_on_grads(t->net, t->peers.ready, t->peers.ctx);
-    rc = dit_train_backward(t->net, t->rows, e);
+    rc = dit_train_backward(t->net, t->rows, m > 0, e);
     if (t->peers.ready) dit_train_on_grads(t->net, NULL, NULL);
     return rc;
 }
@@ -107,8 +107,8 @@ static const char *last_good(const struct trainer *t) {
     return t->c->resume && strcmp(t->c->resume, "auto") ? t->c->resume : "none was written";
 }
 
-// Names the first gradient that is not finite, in the order of the network. Gradients are still there: the next step would clear
-// them.
+// Names the first gradient that is not finite, in the order of the network. Gradients are still there: the next step would
+// write them anew.
 static int blame(struct trainer *t, const char *what, struct err *e) {
     const struct dit_param *param;
     const char *name = "the network's output";
@@ -154,7 +154,7 @@ static int account(struct trainer *t, double seconds, double *step_loss, struct 
 
 static int one_step(struct trainer *t, struct err *e) {
     double start = trainer_now(), loss = 0;
-    int rc = trainer_kern(t, t->k->zero(t->k, dit_train_grads(t->net), t->n * sizeof(float)), e);
+    int rc = OK;
     for (int m = 0; rc == OK && m < t->micros; m++) rc = microbatch(t, m, e);
     if (rc == OK) rc = reduce(t, e);
     if (rc == OK) rc = update(t, e);

@@ -3,8 +3,8 @@
  * Training ops, cut into tasks over the vector code of train.h. They compute in float32; with bfloat16 activations the reference
  * serves.
  *
- * linear_backward does without oneDNN: dy w and dy^T x of layers 192 to 768 wide run at 75 to 85 GFLOP/s on one core with AVX2,
- * oneDNN's at 62 to 86, and here neither the number of lines need be known beforehand nor the weights be reordered.
+ * Backward of linear layers does without oneDNN: dy w and dy^T x of layers 192 to 768 wide run at 75 to 85 GFLOP/s on one core
+ * with AVX2, oneDNN's at 62 to 86, and here neither the number of lines need be known beforehand nor the weights be reordered.
  */
 #include "kernels/cpu/train.h"
 
@@ -22,6 +22,31 @@ const struct train_simd *cpu_train_simd(const struct cpu *cpu) {
 static size_t blocks(size_t n, size_t block) { return (n + block - 1) / block; }
 static size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
+/* ---- sums of columns ---- */
+
+enum { SUM_COLUMNS = 64 };
+
+struct sum_call {
+    float *sum;
+    const float *a;
+    size_t lines, n;
+};
+
+static int column_task(struct lane *lane, int task, void *arg) {
+    const struct sum_call *c = arg;
+    size_t i = (size_t)task * SUM_COLUMNS;
+    cpu_train_simd(lane->cpu)->sum_lines(c->sum + i, c->a + i, NULL, c->lines, c->n, least(SUM_COLUMNS, c->n - i));
+    return KERN_OK;
+}
+
+// sum [n] (+)= the sums of a's columns; sum may be NULL
+static int sum_columns(struct kern *k, float *sum, const float *a, size_t lines, size_t n, bool add) {
+    struct sum_call c = {sum, a, lines, n};
+    if (!sum) return KERN_OK;
+    if (!add) memset(sum, 0, n * sizeof *sum);
+    return cpu_run(k, (int)blocks(n, SUM_COLUMNS), (double)lines * (double)n, column_task, &c);
+}
+
 /* ---- linear ---- */
 
 enum { LINES = 192, COLUMNS = 192 }; // of a task: lines of dx, columns of dw
@@ -30,7 +55,9 @@ struct linear_call {
     const float *dy, *x, *x_pre, *w;
     float *dx, *dw, *db;
     enum kern_act before;
-    size_t lines, out, in, dx_columns, dw_outputs; // of a task: columns of dx, outputs of dw
+    bool add;
+    size_t lines, out, in, first, count; // dw: of outputs [first, first + count)
+    size_t dx_columns, dw_outputs;       // of a task: columns of dx, outputs of dw
 };
 
 static int dx_task(struct lane *lane, int task, void *arg) {
@@ -59,10 +86,11 @@ static int dw_task(struct lane *lane, int task, void *arg) {
     const struct linear_call *c = arg;
     const struct train_simd *simd = cpu_train_simd(lane->cpu);
     size_t across = blocks(c->in, COLUMNS), o = (size_t)task / across * c->dw_outputs, column = (size_t)task % across * COLUMNS;
-    size_t outputs = least(c->dw_outputs, c->out - o);
+    size_t outputs = least(c->dw_outputs, c->count - o);
+    const float *dy = c->dy + c->first + o;
     struct train_gemm g = {.c = c->dw + o * c->in + column,
                            .ldc = c->in,
-                           .a = c->dy + o,
+                           .a = dy,
                            .ar = 1,
                            .ak = c->out,
                            .b = c->x + column,
@@ -70,10 +98,12 @@ static int dw_task(struct lane *lane, int task, void *arg) {
                            .m = outputs,
                            .n = least(COLUMNS, c->in - column),
                            .k = c->lines,
-                           .add = true,
+                           .add = c->add,
                            .work = lane->scratch};
     simd->gemm(&g);
-    if (c->db && column == 0) simd->sum_lines(c->db + o, c->dy + o, NULL, c->lines, c->out, outputs);
+    if (!c->db || column) return KERN_OK;
+    if (!c->add) memset(c->db + o, 0, outputs * sizeof *c->db);
+    simd->sum_lines(c->db + o, dy, NULL, c->lines, c->out, outputs);
     return KERN_OK;
 }
 
@@ -87,27 +117,40 @@ static size_t cut_outputs(size_t out, size_t in, size_t threads) {
     return 48;
 }
 
-static int cpu_linear_backward(struct kern *k, const struct kern_linear *opaque, void *dx, float *dw, float *db, const void *dy,
-                               const void *x, enum kern_act before, const void *x_pre, int units) {
+static struct linear_call linear_call(const struct cpu_layer *l, const void *dy, int units) {
+    return (struct linear_call){
+        .dy = dy, .w = l->w, .out = (size_t)l->spec.out, .in = (size_t)l->spec.in, .lines = (size_t)units * (size_t)l->spec.unit};
+}
+
+// Whether the products here serve a layer, or the reference's
+static bool is_ours(const struct kern *k, const struct cpu_layer *l) {
+    return cpu_train_simd(LANE(k)->cpu) && (k->act == KERN_F32 || (l->spec.x_f32 && l->spec.y_f32)) && l->w;
+}
+
+static int cpu_linear_backward(struct kern *k, const struct kern_linear *opaque, void *dx, float *dx_sum, const void *dy,
+                               enum kern_act before, const void *x_pre, int units, bool add) {
     const struct cpu_layer *l = (const struct cpu_layer *)opaque;
-    const struct train_simd *simd = cpu_train_simd(LANE(k)->cpu);
-    bool f32 = k->act == KERN_F32 || (l->spec.x_f32 && l->spec.y_f32);
-    if (!simd || !f32 || !l->w) return ref_linear_grads(k, &l->spec, l->w, dx, dw, db, dy, x, before, x_pre, units);
-    struct linear_call c = {.dy = dy, .x = x, .x_pre = x_pre, .w = l->w, .dx = dx, .dw = dw, .db = db, .before = before};
-    c.out = (size_t)l->spec.out;
-    c.in = (size_t)l->spec.in;
-    c.lines = (size_t)units * (size_t)l->spec.unit;
+    struct linear_call c = linear_call(l, dy, units);
+    if (!is_ours(k, l)) return ref_linear_dx(k, &l->spec, l->w, dx, dx_sum, dy, before, x_pre, units, add);
+    c.dx = dx, c.x_pre = x_pre, c.before = before;
     c.dx_columns = c.lines <= LINES ? 32 : c.in; // few lines, vectors mostly: threads share the columns
-    c.dw_outputs = cut_outputs(c.out, c.in, (size_t)k->threads);
     double work = 2.0 * (double)c.lines * (double)c.out * (double)c.in;
-    int rc = dx ? cpu_run(k, (int)(blocks(c.lines, LINES) * blocks(c.in, c.dx_columns)), work, dx_task, &c) : KERN_OK;
-    if (rc < 0) return rc;
-    return cpu_run(k, (int)(blocks(c.out, c.dw_outputs) * blocks(c.in, COLUMNS)), work, dw_task, &c);
+    int rc = cpu_run(k, (int)(blocks(c.lines, LINES) * blocks(c.in, c.dx_columns)), work, dx_task, &c);
+    return rc < 0 ? rc : sum_columns(k, dx_sum, dx, c.lines, c.in, add);
+}
+
+static int cpu_linear_gradients(struct kern *k, const struct kern_linear *opaque, float *dw, float *db, const void *dy,
+                                const void *x, int units, int first, int count, bool add) {
+    const struct cpu_layer *l = (const struct cpu_layer *)opaque;
+    struct linear_call c = linear_call(l, dy, units);
+    if (!is_ours(k, l)) return ref_linear_dw(k, &l->spec, l->w, dw, db, dy, x, units, first, count, add);
+    c.dw = dw, c.db = db, c.x = x, c.add = add, c.first = (size_t)first, c.count = (size_t)count;
+    c.dw_outputs = cut_outputs(c.count, c.in, (size_t)k->threads);
+    double work = 2.0 * (double)c.lines * (double)c.count * (double)c.in;
+    return cpu_run(k, (int)(blocks(c.count, c.dw_outputs) * blocks(c.in, COLUMNS)), work, dw_task, &c);
 }
 
 /* ---- norm and gate ---- */
-
-enum { SUM_COLUMNS = 64 };
 
 struct norm_call {
     struct train_norm all; // of the first row
@@ -128,6 +171,7 @@ static int norm_task(struct lane *lane, int task, void *arg) { // one row
     a.dscale = c->ld && a.dy ? a.dscale + mod : NULL;
     a.dgate = c->ld && a.dgate ? a.dgate + mod : NULL;
     if (a.dy) a.dy += at, a.xhat += at, a.rstd += row * c->T, a.scale += mod;
+    if (a.y) a.y += at, a.shift += mod;
     if (a.h) a.h += at, a.dh += at, a.gate += mod;
     cpu_train_simd(lane->cpu)->norm(&a);
     return KERN_OK;
@@ -144,26 +188,26 @@ static int sum_task(struct lane *lane, int task, void *arg) { // some columns ov
     return KERN_OK;
 }
 
-static int cpu_gate_norm_backward(struct kern *k, float *dx, void *dh, float *dshift, float *dscale, float *dgate, const void *dy,
-                                  const void *xhat, const float *rstd, const void *h, const float *gate, const float *scale,
-                                  int ld, int R, int T, int C) {
-    if (k->act != KERN_F32)
-        return ref_gate_norm_backward(k, dx, dh, dshift, dscale, dgate, dy, xhat, rstd, h, gate, scale, ld, R, T, C);
-    struct norm_call c = {.R = (size_t)R, .T = (size_t)T, .C = (size_t)C, .ld = (size_t)ld};
-    c.all = (struct train_norm){.dx = dx,
-                                .dh = dh,
-                                .dshift = dy ? dshift : NULL,
-                                .dscale = dy ? dscale : NULL,
-                                .dgate = dgate,
-                                .dy = dy,
-                                .xhat = xhat,
-                                .rstd = rstd,
-                                .h = h,
-                                .gate = gate,
-                                .scale = scale};
-    double work = 20.0 * R * T * C;
-    int rc = cpu_run(k, R, work, norm_task, &c);
-    return rc < 0 || ld ? rc : cpu_run(k, (int)blocks(c.C, SUM_COLUMNS), work, sum_task, &c);
+static int cpu_gate_norm_backward(struct kern *k, const struct kern_norm_back *a) {
+    if (k->act != KERN_F32) return ref_gate_norm_backward(k, a);
+    struct norm_call c = {.R = (size_t)a->R, .T = (size_t)a->T, .C = (size_t)a->C, .ld = (size_t)a->ld};
+    c.all = (struct train_norm){.dx = a->dx,
+                                .dh = a->dh,
+                                .y = a->dy ? a->y : NULL,
+                                .dshift = a->dy ? a->dshift : NULL,
+                                .dscale = a->dy ? a->dscale : NULL,
+                                .dgate = a->dgate,
+                                .dy = a->dy,
+                                .xhat = a->xhat,
+                                .rstd = a->rstd,
+                                .h = a->h,
+                                .gate = a->gate,
+                                .shift = a->shift,
+                                .scale = a->scale};
+    double work = 20.0 * a->R * a->T * a->C;
+    int rc = cpu_run(k, a->R, work, norm_task, &c);
+    if (rc == KERN_OK && !a->ld) rc = cpu_run(k, (int)blocks(c.C, SUM_COLUMNS), work, sum_task, &c);
+    return rc < 0 ? rc : sum_columns(k, a->dh_sum, a->dh, c.R * c.T, c.C, a->add);
 }
 
 /* ---- attention ---- */
@@ -196,13 +240,14 @@ static int attention_task(struct lane *lane, int task, void *arg) { // one head 
     return KERN_OK;
 }
 
-static int cpu_attention_backward(struct kern *k, void *dqkv, const void *d_o, const void *qkv, const void *o, const float *lse,
-                                  int R, int T, int H, int D) {
-    if (k->act != KERN_F32) return ref_attention_backward(k, dqkv, d_o, qkv, o, lse, R, T, H, D);
+static int cpu_attention_backward(struct kern *k, void *dqkv, float *dqkv_sum, const void *d_o, const void *qkv, const void *o,
+                                  const float *lse, int R, int T, int H, int D, bool add) {
+    if (k->act != KERN_F32) return ref_attention_backward(k, dqkv, dqkv_sum, d_o, qkv, o, lse, R, T, H, D, add);
     int rc = kern_check_attention(k, T, H, D);
     if (rc < 0) return rc;
     struct attention_call c = {.dqkv = dqkv, .d_o = d_o, .qkv = qkv, .o = o, .lse = lse, .T = T, .H = H, .D = D};
-    return cpu_run(k, R * H, 10.0 * R * H * T * T * D, attention_task, &c);
+    rc = cpu_run(k, R * H, 10.0 * R * H * T * T * D, attention_task, &c);
+    return rc < 0 ? rc : sum_columns(k, dqkv_sum, dqkv, (size_t)R * (size_t)T, 3 * (size_t)H * (size_t)D, add);
 }
 
 /* ---- cross-attention, forward too: the reference on each row ---- */
@@ -331,6 +376,7 @@ void cpu_train_fill(struct kern *k, const struct cpu *cpu) {
     k->linear_wrap = cpu_linear_wrap;
     k->linear_refresh = cpu_linear_refresh;
     k->linear_backward = cpu_linear_backward;
+    k->linear_gradients = cpu_linear_gradients;
     k->loss = cpu_loss;
     k->cross_attention = cpu_cross_attention;
     k->cross_attention_backward = cpu_cross_attention_backward;

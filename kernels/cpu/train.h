@@ -24,8 +24,8 @@ struct train_gemm {
 #define TRAIN_WORK (KERN_ROUND_UP(TRAIN_LINES, 16) * 384 + 384 * 32)
 
 struct train_norm { // one row of gate_norm_backward; sums are added to dshift, dscale, dgate, each nullable
-    float *dx, *dh, *dshift, *dscale, *dgate;
-    const float *dy, *xhat, *rstd, *h, *gate, *scale;
+    float *dx, *dh, *y, *dshift, *dscale, *dgate;
+    const float *dy, *xhat, *rstd, *h, *gate, *shift, *scale;
     size_t lines, C;
 };
 

@@ -130,6 +130,7 @@ INLINE void norm_line(const struct train_norm *a, size_t line, bool normed, bool
             vf d = load(dy, i, C), x = load(xhat, i, C);
             add_product(a->dshift, i, C, d, v_all(1));
             add_product(a->dscale, i, C, d, x);
+            if (a->y) store(a->y + at, i, C, V_FMA(x, 1.0f + load(a->scale, i, C), load(a->shift, i, C))); // as forward's
             d = V_FMA(d, load(a->scale, i, C), d);
             dx = V_FMA(v_all(rstd), V_FMA(x, v_all(-along), d - mean), dx);
             store(a->dx + at, i, C, dx);

@@ -284,14 +284,10 @@ static int run(struct kern *k, bf16 *dqkv, const bf16 *d_o, const bf16 *qkv, con
     return launch<D, 1>(k, dqkv, d_o, qkv, o, lse, delta, R, T, H);
 }
 
-int cuda_attention_backward(struct kern *k, void *dqkv, const void *d_o, const void *qkv, const void *o, const float *lse, int R,
-                            int T, int H, int D) {
-    void *delta;
-    int rc = cuda_of(k)->host->check_attention(k, T, H, D);
-    if (rc < 0 || R == 0) return rc;
-    if (R > 65535 || H > 65535) return cuda_fail(k, KERN_EUNSUPPORTED, "attention_backward of %d rows and %d heads", R, H);
-    rc = cuda_scratch(k, (size_t)R * (size_t)H * (size_t)T * 4, &delta);
-    if (rc < 0) return rc;
+// From delta, scratch, on: every way but that of whole heads
+static int any_length(struct kern *k, void *dqkv, const void *d_o, const void *qkv, const void *o, const float *lse, void *delta,
+                      int R, int T, int H, int D) {
+    int rc;
     if (k->act == KERN_F32)
         return attention_back_f32(k, (float *)dqkv, (const float *)d_o, (const float *)qkv, (const float *)o, lse, (float *)delta,
                                   R, T, H, D);
@@ -319,4 +315,23 @@ int cuda_attention_backward(struct kern *k, void *dqkv, const void *d_o, const v
 #undef CASE
     }
     return cuda_fail(k, KERN_EUNSUPPORTED, "head dimension %d", D);
+}
+
+int cuda_attention_backward(struct kern *k, void *dqkv, float *dqkv_sum, const void *d_o, const void *qkv, const void *o,
+                            const float *lse, int R, int T, int H, int D, bool add) {
+    const size_t deltas = KERN_ROUND_UP((size_t)R * (size_t)H * (size_t)T * 4, (size_t)256),
+                 part = (size_t)R * 12 * (size_t)H * (size_t)D;
+    const long lines = (long)R * T;
+    const int N = 3 * H * D;
+    void *scratch;
+    int rc = cuda_of(k)->host->check_attention(k, T, H, D);
+    if (rc < 0 || R == 0) return rc;
+    if (R > 65535 || H > 65535) return cuda_fail(k, KERN_EUNSUPPORTED, "attention_backward of %d rows and %d heads", R, H);
+    rc = cuda_scratch(k, deltas + part + column_scratch(lines, N), &scratch);
+    if (rc < 0) return rc;
+    if (k->act == KERN_BF16 && attention_back_head(k, dqkv, (float *)scratch, d_o, qkv, o, lse, R, T, H, D, &rc))
+        return rc < 0 || !dqkv_sum ? rc : column_add(k, dqkv_sum, (const float *)scratch, R, N, add);
+    rc = any_length(k, dqkv, d_o, qkv, o, lse, scratch, R, T, H, D);
+    if (rc < 0 || !dqkv_sum) return rc;
+    return column_sums(k, dqkv_sum, (float *)((char *)scratch + deltas), dqkv, k->act == KERN_F32, lines, N, N, add);
 }

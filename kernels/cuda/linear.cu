@@ -195,8 +195,8 @@ static int run_lt(struct kern *k, const struct cuda_linear *l, void *y, const vo
     if (l->w_live && k->act == KERN_BF16 && !s->y_f32 &&
         (gelu ? pre != NULL : s->act == KERN_NONE && !pre)) { // a layer that learns need not be invariant
         struct product_key free = {
-            gelu ? PRODUCT_FORWARD_GELU : PRODUCT_FORWARD, s->out, s->in, lines, KERN_BF16, KERN_BF16, false};
-        rc = product_run(k, &free, y, x, l->w, l->bias, pre);
+            gelu ? PRODUCT_FORWARD_GELU : PRODUCT_FORWARD, s->out, s->in, lines, KERN_BF16, KERN_BF16, false, 0};
+        rc = product_run(k, &free, y, x, l->w, l->bias, pre, false);
         if (rc != KERN_EUNSUPPORTED) return rc;
         rc = KERN_OK;
     }
@@ -241,6 +241,7 @@ int cuda_linear(struct kern *k, const struct kern_linear *opaque, void *y, const
     if (units == 0) return KERN_OK;
     if (l->way == LT) return run_lt(k, l, y, x, lines, save_pre);
     if (l->way == WIDE) return run_wide(k, l, (float *)y, (const float *)x, lines, (float *)save_pre);
+    if (l->way == LIVE) return cuda_linear_live(k, opaque, (float *)y, (const float *)x, units, (float *)save_pre);
     if (l->way == VECTOR) {
         int rc = vector_linear(k, (float *)(save_pre ? save_pre : y), (const float *)x, (const __half *)l->w,
                                (const float *)l->bias, s->out, s->in, (int)lines, save_pre ? KERN_NONE : s->act);

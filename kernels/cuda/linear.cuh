@@ -4,7 +4,7 @@
 #define KERN_CUDA_LINEAR_CUH
 #include "kernels/cuda/device.cuh"
 
-enum way { LT, WIDE, VECTOR, PLAIN };
+enum way { LT, WIDE, VECTOR, PLAIN, LIVE }; // LIVE: what is WIDE, of linear_wrap
 
 struct cuda_linear { // what struct kern_linear is here
     struct kern_linear_spec spec;

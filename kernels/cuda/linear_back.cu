@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
  * linear_back: layers whose weights change. The caller's float32 weights are copied (linear_refresh) only where the forward
- * product wants another type: bfloat16 for cuBLASLt in a bfloat16 run, float16 for vectors.
+ * product wants another type: bfloat16 for cuBLASLt in a bfloat16 run, float16 for vectors with few weights. With many, the copy
+ * would cost more than float16 saves.
  *
  * Backward goes through cuBLASLt: factors in bfloat16 where forward rounds them, else in float32, which a bfloat16 run may round
  * to TF32's 11 bits. A gradient in float32 of a layer with bfloat16 factors (the last one's) is rounded first. Shapes that
@@ -57,7 +58,7 @@ int cuda_linear_refresh(struct kern *k, struct kern_linear *opaque) {
 static int make_room(struct kern *k, struct cuda_linear *l) {
     const struct kern_linear_spec *s = &l->spec;
     size_t n = (size_t)s->out * (size_t)s->in;
-    bool copy_w = l->way == VECTOR || l->way == WIDE || (l->way == LT ? k->act == KERN_BF16 : !linear_exact(k, s)),
+    bool copy_w = l->way == VECTOR || (l->way == LT ? k->act == KERN_BF16 : !linear_exact(k, s)),
          copy_bias = !l->b_live || (l->way == LT && k->act == KERN_BF16 && !s->y_f32);
     int rc = KERN_OK;
     l->w = (void *)l->w_live, l->bias = (void *)l->b_live;
@@ -83,6 +84,7 @@ int cuda_linear_wrap(struct kern *k, const struct kern_linear_spec *s, const flo
     l->spec = *s;
     l->w_live = w, l->b_live = b;
     l->way = linear_way(k, s);
+    if (l->way == WIDE) l->way = LIVE;
     rc = make_room(k, l);
     if (rc == KERN_OK) rc = cuda_linear_refresh(k, (struct kern_linear *)l);
     if (rc == KERN_OK) rc = linear_ready(k, l);
@@ -105,64 +107,6 @@ __device__ static float slope(enum kern_act act, float u) {
 template <typename T> __global__ static void times_slope(T *dx, const T *pre, size_t n, enum kern_act act) {
     size_t i = (size_t)blockIdx.x * 256 + threadIdx.x;
     if (i < n) store_f32(dx + i, load_f32(dx + i) * slope(act, load_f32(pre + i)));
-}
-
-/* ---- sums of columns: a warp takes every eighth line of a block's lines, 8 columns a lane where they are bfloat16 ---- */
-
-#define CHUNK 256 // lines a block
-#define WARPS 8
-
-template <typename T, int VEC>
-__global__ void __launch_bounds__(WARPS * 32) column_sums(float *part, const T *dy, long lines, int N) {
-    struct alignas(VEC * sizeof(T)) piece {
-        T v[VEC];
-    };
-    __shared__ float shared[WARPS][32 * VEC];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, n = (blockIdx.x * 32 + lane) * VEC;
-    const long first = (long)blockIdx.y * CHUNK;
-    float sum[VEC] = {};
-    if (n < N)
-#pragma unroll 8
-        for (long m = first + warp; m < min(lines, first + CHUNK); m += WARPS) {
-            const piece x = *(const piece *)(dy + (size_t)m * N + n);
-#pragma unroll
-            for (int i = 0; i < VEC; i++) sum[i] += load_f32(&x.v[i]);
-        }
-    for (int i = 0; i < VEC; i++) shared[warp][lane * VEC + i] = sum[i];
-    __syncthreads();
-    for (int c = threadIdx.x; c < 32 * VEC && blockIdx.x * 32 * VEC + c < N; c += WARPS * 32) {
-        float total = 0;
-        for (int w = 0; w < WARPS; w++) total += shared[w][c];
-        part[(size_t)blockIdx.y * N + blockIdx.x * 32 * VEC + c] = total;
-    }
-}
-
-// db += the sums of `count` parts
-__global__ void __launch_bounds__(WARPS * 32) add_columns(float *db, const float *part, int count, int N) {
-    __shared__ float shared[WARPS][32];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, n = blockIdx.x * 32 + lane;
-    float sum = 0;
-    if (n < N)
-#pragma unroll 8
-        for (int i = warp; i < count; i += WARPS) sum += part[(size_t)i * N + n];
-    shared[warp][lane] = sum;
-    __syncthreads();
-    if (warp || n >= N) return;
-    for (int w = 1; w < WARPS; w++) sum += shared[w][lane];
-    db[n] += sum;
-}
-
-static int add_bias_gradient(struct kern *k, float *db, float *part, const void *dy, bool f32, long lines, int N) {
-    const unsigned chunks = (unsigned)((lines + CHUNK - 1) / CHUNK);
-    const bool eight = !f32 && N % 8 == 0 && (size_t)dy % 16 == 0;
-    const dim3 grid((unsigned)((N + (eight ? 255 : 31)) / (eight ? 256 : 32)), chunks);
-    cudaStream_t s = cuda_of(k)->stream;
-    if (chunks > 65535) return cuda_fail(k, KERN_EUNSUPPORTED, "linear_backward of %ld lines", lines);
-    if (f32) column_sums<float, 1><<<grid, WARPS * 32, 0, s>>>(part, (const float *)dy, lines, N);
-    else if (eight) column_sums<bf16, 8><<<grid, WARPS * 32, 0, s>>>(part, (const bf16 *)dy, lines, N);
-    else column_sums<bf16, 1><<<grid, WARPS * 32, 0, s>>>(part, (const bf16 *)dy, lines, N);
-    add_columns<<<(unsigned)((N + 31) / 32), WARPS * 32, 0, s>>>(db, part, (int)chunks, N);
-    return cuda_launched(k, "linear_backward");
 }
 
 /* ---- any shape ---- */
@@ -206,79 +150,118 @@ template <typename A, typename B, typename Y> static int run_any(struct kern *k,
 
 /* ---- backward ---- */
 
-struct back { // one call; M lines
-    const struct cuda_linear *l;
-    void *dx;
-    float *dw, *db;
-    const void *dy, *x;
-    enum kern_act before;
-    const void *pre;
+// What a layer's backward products take
+struct factors {
+    enum { BF16, F32, ANY } way; // ANY: rounded to bfloat16 in a plain kernel
+    enum kern_dtype xt, yt;      // of x and dx; of dy as it comes
+    const void *dy;              // as the products want it
+    void *part;                  // scratch of `sums` bytes behind dy's copy
     long M;
-    float *part; // scratch of sums
 };
 
-// Products of float32 or bfloat16 factors
-static int back_lt(struct kern *k, const struct back *b, enum kern_dtype t) {
-    const struct kern_linear_spec *s = &b->l->spec;
-    struct product_key key = {
-        PRODUCT_DW, s->out, s->in, b->M, t, KERN_F32, t == KERN_F32 && (k->act == KERN_BF16 || cuda_of(k)->tf32)};
-    const enum kern_dtype xt = s->x_f32 ? KERN_F32 : k->act;
-    int rc = product_run(k, &key, b->dw, b->dy, b->x, NULL, NULL);
-    if (rc == KERN_OK && b->db) rc = add_bias_gradient(k, b->db, b->part, b->dy, t == KERN_F32, b->M, s->out);
-    if (rc < 0 || !b->dx) return rc;
-    const void *w = t == KERN_F32 ? (const void *)b->l->w_live : b->l->w;
-    key.yt = xt;
-    if (b->before == KERN_GELU_TANH && t == KERN_BF16 && xt == KERN_BF16) {
-        key.kind = PRODUCT_DX_GELU;
-        rc = product_run(k, &key, b->dx, b->dy, w, NULL, (void *)b->pre);
-        if (rc != KERN_EUNSUPPORTED) return rc;
-    }
-    key.kind = PRODUCT_DX;
-    rc = product_run(k, &key, b->dx, b->dy, w, NULL, NULL);
-    const size_t n = (size_t)b->M * (size_t)s->in;
-    if (rc < 0 || b->before == KERN_NONE) return rc;
-    if (xt == KERN_F32)
-        times_slope<<<blocks_for(n), 256, 0, cuda_of(k)->stream>>>((float *)b->dx, (const float *)b->pre, n, b->before);
-    else times_slope<<<blocks_for(n), 256, 0, cuda_of(k)->stream>>>((bf16 *)b->dx, (const bf16 *)b->pre, n, b->before);
-    return cuda_launched(k, "linear_backward");
-}
-
-// Factors rounded to bfloat16, any shape; dy of type Y, x and dx of type X
-template <typename X, typename Y> static int back_any(struct kern *k, const struct back *b) {
-    const struct kern_linear_spec *s = &b->l->spec;
-    any_args dw = {.out = b->dw, .a = b->dy, .b = b->x, .I = s->out, .P = b->M, .ai = 1, .ap = s->out, .J = s->in, .add = true};
-    any_args dx = {
-        .out = b->dx, .a = b->dy, .b = b->l->w_live, .I = b->M, .P = s->out, .ai = s->out, .ap = 1, .J = s->in, .add = false};
-    int rc = run_any<Y, X, float>(k, dw);
-    if (rc == KERN_OK && b->db) rc = add_bias_gradient(k, b->db, b->part, b->dy, sizeof(Y) == 4, b->M, s->out);
-    if (rc < 0 || !b->dx) return rc;
-    rc = run_any<Y, float, X>(k, dx);
-    const size_t n = (size_t)b->M * (size_t)s->in;
-    if (rc < 0 || b->before == KERN_NONE) return rc;
-    times_slope<<<blocks_for(n), 256, 0, cuda_of(k)->stream>>>((X *)b->dx, (const X *)b->pre, n, b->before);
-    return cuda_launched(k, "linear_backward");
-}
-
-int cuda_linear_backward(struct kern *k, const struct kern_linear *opaque, void *dx, float *dw, float *db, const void *dy,
-                         const void *x, enum kern_act before, const void *x_pre, int units) {
-    const struct cuda_linear *l = (const struct cuda_linear *)opaque;
+static int prepare(struct kern *k, const struct cuda_linear *l, struct factors *f, const void *dy, int units, int columns) {
     const struct kern_linear_spec *s = &l->spec;
-    struct back b = {
-        .l = l, .dx = dx, .dw = dw, .db = db, .dy = dy, .x = x, .before = before, .pre = x_pre, .M = (long)units * s->unit};
-    const size_t sums = KERN_ROUND_UP((size_t)(b.M + CHUNK - 1) / CHUNK * (size_t)s->out * 4, (size_t)256),
-                 n = (size_t)b.M * (size_t)s->out;
+    const bool exact = linear_exact(k, s), round = !exact && l->way == LT && s->y_f32;
     void *scratch;
     if (!l->w_live) return cuda_fail(k, KERN_EUNSUPPORTED, "a linear layer whose weights were copied does not learn");
-    if (units == 0) return KERN_OK;
-    const bool exact = linear_exact(k, s), round = !exact && l->way == LT && s->y_f32;
-    int rc = cuda_scratch(k, sums + (round ? n * 2 : 0), &scratch);
+    *f = {.way = exact          ? factors::F32
+                 : l->way == LT ? factors::BF16
+                                : factors::ANY,
+          .xt = s->x_f32 ? KERN_F32 : k->act,
+          .yt = s->y_f32 ? KERN_F32 : k->act,
+          .dy = dy,
+          .part = NULL,
+          .M = (long)units * s->unit};
+    const size_t n = (size_t)f->M * (size_t)s->out, copy = round ? KERN_ROUND_UP(n * 2, (size_t)256) : 0;
+    int rc = cuda_scratch(k, copy + column_scratch(f->M, columns), &scratch);
     if (rc < 0) return rc;
-    b.part = (float *)scratch;
-    if (exact) return back_lt(k, &b, KERN_F32);
-    if (l->way == LT) {
-        if (round) round_to_bf16(k, (char *)scratch + sums, dy, n), b.dy = (char *)scratch + sums;
-        return back_lt(k, &b, KERN_BF16);
+    f->part = (char *)scratch + copy;
+    if (round) round_to_bf16(k, scratch, dy, n), f->dy = scratch;
+    return cuda_launched(k, "linear_backward");
+}
+
+static struct product_key key_of(struct kern *k, const struct cuda_linear *l, const struct factors *f, enum product_kind kind,
+                                 int N) {
+    const bool f32 = f->way == factors::F32;
+    return {kind,
+            N,
+            l->spec.in,
+            f->M,
+            f32 ? KERN_F32 : KERN_BF16,
+            kind == PRODUCT_DW ? KERN_F32 : f->xt,
+            f32 && (k->act == KERN_BF16 || cuda_of(k)->tf32),
+            l->spec.out};
+}
+
+static int sloped(struct kern *k, const struct factors *f, void *dx, size_t n, enum kern_act before, const void *pre) {
+    cudaStream_t s = cuda_of(k)->stream;
+    if (f->xt == KERN_F32) times_slope<<<blocks_for(n), 256, 0, s>>>((float *)dx, (const float *)pre, n, before);
+    else times_slope<<<blocks_for(n), 256, 0, s>>>((bf16 *)dx, (const bf16 *)pre, n, before);
+    return cuda_launched(k, "linear_backward");
+}
+
+static int any_dx(struct kern *k, const struct cuda_linear *l, const struct factors *f, void *dx) {
+    const struct kern_linear_spec *s = &l->spec;
+    any_args a = {.out = dx, .a = f->dy, .b = l->w_live, .I = f->M, .P = s->out, .ai = s->out, .ap = 1, .J = s->in, .add = false};
+    if (s->x_f32) return s->y_f32 ? run_any<float, float, float>(k, a) : run_any<bf16, float, float>(k, a);
+    return s->y_f32 ? run_any<float, float, bf16>(k, a) : run_any<bf16, float, bf16>(k, a);
+}
+
+int cuda_linear_backward(struct kern *k, const struct kern_linear *opaque, void *dx, float *dx_sum, const void *dy,
+                         enum kern_act before, const void *x_pre, int units, bool add) {
+    const struct cuda_linear *l = (const struct cuda_linear *)opaque;
+    const int in = l->spec.in;
+    struct factors f = {};
+    if (units == 0) return KERN_OK;
+    int rc = prepare(k, l, &f, dy, units, in);
+    if (rc < 0) return rc;
+    const void *w = f.way == factors::F32 ? (const void *)l->w_live : l->w;
+    const bool gelu = before == KERN_GELU_TANH && f.way == factors::BF16 && f.xt == KERN_BF16;
+    struct product_key key = key_of(k, l, &f, PRODUCT_DX_GELU, l->spec.out);
+    rc = gelu ? product_run(k, &key, dx, f.dy, w, NULL, (void *)x_pre, false) : KERN_EUNSUPPORTED;
+    if (rc == KERN_EUNSUPPORTED) {
+        key.kind = PRODUCT_DX;
+        rc = f.way == factors::ANY ? any_dx(k, l, &f, dx) : product_run(k, &key, dx, f.dy, w, NULL, NULL, false);
+        if (rc == KERN_OK && before != KERN_NONE) rc = sloped(k, &f, dx, (size_t)f.M * (size_t)in, before, x_pre);
     }
-    if (s->x_f32) return s->y_f32 ? back_any<float, float>(k, &b) : back_any<float, bf16>(k, &b);
-    return s->y_f32 ? back_any<bf16, float>(k, &b) : back_any<bf16, bf16>(k, &b);
+    if (rc < 0 || !dx_sum) return rc;
+    return column_sums(k, dx_sum, (float *)f.part, dx, f.xt == KERN_F32, f.M, in, in, add);
+}
+
+// dy: from the first of the outputs on
+static int any_dw(struct kern *k, const struct cuda_linear *l, const struct factors *f, float *dw, const void *dy, const void *x,
+                  int count, bool add) {
+    const struct kern_linear_spec *s = &l->spec;
+    any_args a = {.out = dw, .a = dy, .b = x, .I = count, .P = f->M, .ai = 1, .ap = s->out, .J = s->in, .add = add};
+    if (s->x_f32) return s->y_f32 ? run_any<float, float, float>(k, a) : run_any<bf16, float, float>(k, a);
+    return s->y_f32 ? run_any<float, bf16, float>(k, a) : run_any<bf16, bf16, float>(k, a);
+}
+
+int cuda_linear_gradients(struct kern *k, const struct kern_linear *opaque, float *dw, float *db, const void *dy, const void *x,
+                          int units, int first, int count, bool add) {
+    const struct cuda_linear *l = (const struct cuda_linear *)opaque;
+    struct factors f = {};
+    int rc = prepare(k, l, &f, dy, units, count);
+    if (rc < 0) return rc;
+    const size_t at = (size_t)first * kern_size(f.dy == dy ? f.yt : KERN_BF16);
+    const void *from = (const char *)f.dy + at;
+    if (f.way != factors::ANY && (size_t)from % 16)
+        return cuda_fail(k, KERN_EUNSUPPORTED, "gradients of outputs from %d on, which do not begin on 16 bytes", first);
+    struct product_key key = key_of(k, l, &f, PRODUCT_DW, count);
+    rc = f.way == factors::ANY ? any_dw(k, l, &f, dw, from, x, count, add) : product_run(k, &key, dw, from, x, NULL, NULL, add);
+    if (rc < 0 || !db) return rc;
+    return column_sums(k, db, (float *)f.part, from, f.dy == dy && f.yt == KERN_F32, f.M, count, l->spec.out, add);
+}
+
+/* ---- forward of vectors with many weights: float32 as they are, rounded to TF32's 11 bits by the product ---- */
+
+int cuda_linear_live(struct kern *k, const struct kern_linear *opaque, float *y, const float *x, int units, float *save_pre) {
+    const struct cuda_linear *l = (const struct cuda_linear *)opaque;
+    const struct kern_linear_spec *s = &l->spec;
+    float *to = save_pre ? save_pre : y;
+    const long M = (long)units * s->unit;
+    struct product_key key = {PRODUCT_FORWARD, s->out, s->in, M, KERN_F32, KERN_F32, true, 0};
+    int rc = product_run(k, &key, to, x, l->w_live, l->bias, NULL, false);
+    if (rc < 0 || (s->act == KERN_NONE && !save_pre)) return rc;
+    return plain_activate(k, y, to, (size_t)M * (size_t)s->out, KERN_F32, s->act);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * norm_back: backward of gated residual, LayerNorm and modulation in one pass over memory: 16 bytes an element in bfloat16 (dx
- * read and written in float32; dy, xhat, h read, dh written), 302 MB at 64 images of XL/2.
+ * norm_back: backward of gated residual, LayerNorm and modulation in one pass over memory: 18 bytes an element in bfloat16 (dx
+ * read and written in float32; dy, xhat, h read, dh and y written), 340 MB at 64 images of XL/2.
  *
  * A thread owns VEC neighbouring channels and walks a block's tokens, so the sums over tokens stay in its registers; four tokens
  * at a time, whose two means over channels share one round of shuffles and one barrier. A block writes its sums; a second kernel
@@ -14,20 +14,22 @@
 
 struct back_args {
     float *dx;
-    void *dh;
+    void *dh, *y;
     const void *dy, *xhat, *h;
-    const float *rstd, *gate, *scale;
-    float *part; // [R, blocks, 3, C]: dshift, dscale, dgate
+    const float *rstd, *gate, *shift, *scale;
+    float *part; // [R, blocks, 4, C]: dshift, dscale, dgate, sums of dh
     int ld, T, C;
 };
 
+// VEC neighbours as memory has them: in bfloat16 half the registers
 template <typename A, int VEC> struct alignas(sizeof(A) * VEC) pieces { A v[VEC]; };
-template <int VEC, typename A> __device__ __forceinline__ void load(float (&v)[VEC], const void *p, size_t at) {
-    pieces<A, VEC> x = *(const pieces<A, VEC> *)((const A *)p + at);
-#pragma unroll
-    for (int i = 0; i < VEC; i++) v[i] = load_f32(&x.v[i]);
+template <typename A, int VEC> __device__ __forceinline__ void load(pieces<A, VEC> &v, const void *p, size_t at) {
+    v = *(const pieces<A, VEC> *)((const A *)p + at);
 }
-template <int VEC, typename A> __device__ __forceinline__ void save(void *p, size_t at, const float (&v)[VEC]) {
+template <int VEC> __device__ __forceinline__ void load(float (&v)[VEC], const void *p, size_t at) {
+    *(pieces<float, VEC> *)v = *(const pieces<float, VEC> *)((const float *)p + at);
+}
+template <typename A, int VEC> __device__ __forceinline__ void save(void *p, size_t at, const float (&v)[VEC]) {
     pieces<A, VEC> x;
 #pragma unroll
     for (int i = 0; i < VEC; i++) store_f32(&x.v[i], v[i]);
@@ -60,42 +62,45 @@ __device__ __forceinline__ void block_sums(float (&v)[8], float *shared) {
 }
 
 template <typename A, int VEC, bool NORM, bool GATE>
-__global__ void __launch_bounds__(VEC == 4 ? 320 : 512, VEC == 4 ? 2 : 1) norm_back(const back_args a) {
+__global__ void __launch_bounds__(VEC == 4 ? 288 : 512, VEC == 4 ? 2 : 1) norm_back(const back_args a) {
     __shared__ float shared[2][8 * 32];
     const int c = threadIdx.x * VEC, t0 = blockIdx.x * TOKENS;
     const size_t row = blockIdx.y, mod = row * (size_t)a.ld + c;
     const bool inside = c < a.C;
     const float per_channel = 1 / (float)a.C;
-    float factor[VEC] = {}, gate[VEC] = {}, shift_sum[VEC] = {}, scale_sum[VEC] = {}, gate_sum[VEC] = {};
-    if (NORM && inside) load<VEC, float>(factor, a.scale, mod);
-    if (GATE && inside) load<VEC, float>(gate, a.gate, mod);
+    float factor[VEC] = {}, gate[VEC] = {}, shift_sum[VEC] = {}, scale_sum[VEC] = {}, gate_sum[VEC] = {}, dx_sum[VEC] = {};
+    if (NORM && inside) load(factor, a.scale, mod);
+    if (GATE && inside) load(gate, a.gate, mod);
     for (int i = 0; i < VEC; i++) factor[i] += 1;
 #pragma unroll 1
     for (int t = t0; t < min(a.T, t0 + TOKENS); t += GROUP) {
         const size_t token = row * (size_t)a.T + (size_t)t, at = token * a.C + c;
-        float dx[GROUP][VEC], dy[GROUP][VEC], xhat[GROUP][VEC], h[GROUP][VEC], sums[8] = {};
+        float dx[GROUP][VEC] = {}, sums[8] = {};
+        pieces<A, VEC> dy[GROUP] = {}, xhat[GROUP] = {}, h[GROUP] = {};
 #pragma unroll
         for (int i = 0; i < GROUP; i++) {
-            const bool here = inside && t + i < a.T;
-#pragma unroll
-            for (int j = 0; j < VEC; j++) dx[i][j] = dy[i][j] = xhat[i][j] = h[i][j] = 0;
-            if (here) load<VEC, float>(dx[i], a.dx, at + (size_t)i * a.C);
-            if (NORM && here)
-                load<VEC, A>(dy[i], a.dy, at + (size_t)i * a.C), load<VEC, A>(xhat[i], a.xhat, at + (size_t)i * a.C);
-            if (GATE && here) load<VEC, A>(h[i], a.h, at + (size_t)i * a.C);
+            if (!inside || t + i >= a.T) continue;
+            load(dx[i], a.dx, at + (size_t)i * a.C);
+            if (NORM) load(dy[i], a.dy, at + (size_t)i * a.C), load(xhat[i], a.xhat, at + (size_t)i * a.C);
+            if (GATE) load(h[i], a.h, at + (size_t)i * a.C);
         }
         if (NORM) {
+            float shift[VEC] = {}; // read anew each time: registers are short
+            if (a.y && inside) load(shift, a.shift, mod);
 #pragma unroll
-            for (int i = 0; i < GROUP; i++)
+            for (int i = 0; i < GROUP; i++) {
+                float y[VEC];
 #pragma unroll
                 for (int j = 0; j < VEC; j++) {
-                    const float d = dy[i][j] * factor[j];
-                    shift_sum[j] += dy[i][j];
-                    scale_sum[j] = fmaf(dy[i][j], xhat[i][j], scale_sum[j]);
+                    const float slope = load_f32(&dy[i].v[j]), x = load_f32(&xhat[i].v[j]), d = slope * factor[j];
+                    shift_sum[j] += slope;
+                    scale_sum[j] = fmaf(slope, x, scale_sum[j]);
                     sums[2 * i] += d;
-                    sums[2 * i + 1] = fmaf(d, xhat[i][j], sums[2 * i + 1]);
-                    dy[i][j] = d;
+                    sums[2 * i + 1] = fmaf(d, x, sums[2 * i + 1]);
+                    y[j] = fmaf(x, factor[j], shift[j]);
                 }
+                if (a.y && inside && t + i < a.T) save<A>(a.y, at + (size_t)i * a.C, y);
+            }
             block_sums(sums, shared[t / GROUP & 1]);
         }
 #pragma unroll
@@ -104,31 +109,39 @@ __global__ void __launch_bounds__(VEC == 4 ? 320 : 512, VEC == 4 ? 2 : 1) norm_b
             if (NORM) {
                 const float rstd = a.rstd[token + i], mean = sums[2 * i] * per_channel, along = sums[2 * i + 1] * per_channel;
 #pragma unroll
-                for (int j = 0; j < VEC; j++) dx[i][j] = fmaf(rstd, dy[i][j] - mean - xhat[i][j] * along, dx[i][j]);
-                save<VEC, float>(a.dx, at + (size_t)i * a.C, dx[i]);
+                for (int j = 0; j < VEC; j++)
+                    dx[i][j] = fmaf(rstd, load_f32(&dy[i].v[j]) * factor[j] - mean - load_f32(&xhat[i].v[j]) * along, dx[i][j]);
+                save<float>(a.dx, at + (size_t)i * a.C, dx[i]);
             }
             if (GATE) {
                 float dh[VEC];
 #pragma unroll
-                for (int j = 0; j < VEC; j++) dh[j] = gate[j] * dx[i][j], gate_sum[j] = fmaf(dx[i][j], h[i][j], gate_sum[j]);
-                save<VEC, A>(a.dh, at + (size_t)i * a.C, dh);
+                for (int j = 0; j < VEC; j++) {
+                    dh[j] = gate[j] * dx[i][j];
+                    gate_sum[j] = fmaf(dx[i][j], load_f32(&h[i].v[j]), gate_sum[j]);
+                    dx_sum[j] += dx[i][j];
+                }
+                save<A>(a.dh, at + (size_t)i * a.C, dh);
             }
         }
     }
-    float *part = a.part + ((row * gridDim.x + blockIdx.x) * 3) * a.C + c;
-    if (NORM && inside) save<VEC, float>(part, 0, shift_sum), save<VEC, float>(part, (size_t)a.C, scale_sum);
-    if (GATE && inside) save<VEC, float>(part, 2 * (size_t)a.C, gate_sum);
+    float *part = a.part + ((row * gridDim.x + blockIdx.x) * 4) * a.C + c;
+    if (NORM && inside) save<float>(part, 0, shift_sum), save<float>(part, (size_t)a.C, scale_sum);
+    for (int j = 0; j < VEC; j++) dx_sum[j] *= gate[j];
+    if (GATE && inside) save<float>(part, 2 * (size_t)a.C, gate_sum), save<float>(part, 3 * (size_t)a.C, dx_sum);
 }
 
-// out[y] [C], rows ld apart (or added to the one there is), = the sum of a row's parts (of all)
-__global__ static void add_parts(float *dshift, float *dscale, float *dgate, const float *part, int ld, int count, int C) {
-    const int c = blockIdx.x * 128 + threadIdx.x;
-    float *out = blockIdx.y == 0 ? dshift : blockIdx.y == 1 ? dscale : dgate;
+// dshift, dscale, dgate, rows ld apart (or added to the one there is), = the sum of a row's parts (of all); dh_sum [rows, C] of
+// its own
+__global__ static void add_parts(float *dshift, float *dscale, float *dgate, float *dh_sum, const float *part, int ld, int count,
+                                 int C) {
+    const int c = blockIdx.x * 128 + threadIdx.x, which = blockIdx.y;
+    float *out = which == 0 ? dshift : which == 1 ? dscale : which == 2 ? dgate : dh_sum;
     if (c >= C || !out) return;
-    const size_t row = blockIdx.z;
+    const size_t row = blockIdx.z, at = row * (size_t)(which == 3 ? C : ld) + c;
     float sum = 0;
-    for (int i = 0; i < count; i++) sum += part[((row * count + i) * 3 + blockIdx.y) * C + c];
-    out[row * (size_t)ld + c] = ld ? sum : out[c] + sum;
+    for (int i = 0; i < count; i++) sum += part[((row * count + i) * 4 + which) * C + c];
+    out[at] = ld || which == 3 ? sum : out[at] + sum;
 }
 
 template <typename A, int VEC> static void launch(const back_args &a, dim3 grid, int threads, cudaStream_t s) {
@@ -137,21 +150,21 @@ template <typename A, int VEC> static void launch(const back_args &a, dim3 grid,
     else norm_back<A, VEC, false, true><<<grid, threads, 0, s>>>(a);
 }
 
-int cuda_gate_norm_backward(struct kern *k, float *dx, void *dh, float *dshift, float *dscale, float *dgate, const void *dy,
-                            const void *xhat, const float *rstd, const void *h, const float *gate, const float *scale, int ld,
-                            int R, int T, int C) {
-    back_args a = {
-        .dx = dx, .dh = dh, .dy = dy, .xhat = xhat, .h = h, .rstd = rstd, .gate = gate, .scale = scale, .ld = ld, .T = T, .C = C};
-    const int blocks = (T + TOKENS - 1) / TOKENS;
-    void *part;
+int cuda_gate_norm_backward(struct kern *k, const struct kern_norm_back *n) {
+    const int R = n->R, T = n->T, C = n->C, ld = n->ld, blocks = (T + TOKENS - 1) / TOKENS, rows = ld ? R : 1;
+    const void *dy = n->dy, *h = n->h;
+    const size_t parts = KERN_ROUND_UP((size_t)R * (size_t)blocks * 16 * (size_t)C, (size_t)256);
+    void *scratch;
     if (R == 0 || (!dy && !h)) return KERN_OK;
     if (R > 65535) return cuda_fail(k, KERN_EUNSUPPORTED, "%d rows at once", R);
-    int rc = cuda_scratch(k, (size_t)R * (size_t)blocks * 3 * (size_t)C * 4, &part);
+    int rc = cuda_scratch(k, parts + (size_t)rows * (size_t)C * 4, &scratch);
     if (rc < 0) return rc;
-    a.part = (float *)part;
-    const bool four = C % 4 == 0 && ld % 4 == 0 &&
-                      ((size_t)dx | (size_t)dh | (size_t)dy | (size_t)xhat | (size_t)h | (size_t)gate | (size_t)scale) % 16 == 0;
-    const int vec = four ? C <= 1280 ? 4 : 8 : 1, threads = KERN_ROUND_UP((C + vec - 1) / vec, 32);
+    back_args a = {.dx = n->dx, .dh = n->dh, .y = n->y, .dy = dy, .xhat = n->xhat, .h = h, .rstd = n->rstd};
+    a.gate = n->gate, a.shift = n->shift, a.scale = n->scale, a.part = (float *)scratch, a.ld = ld, a.T = T, a.C = C;
+    const size_t all = (size_t)a.dx | (size_t)a.dh | (size_t)a.y | (size_t)dy | (size_t)a.xhat | (size_t)h | (size_t)a.gate |
+                       (size_t)a.shift | (size_t)a.scale;
+    const bool four = C % 4 == 0 && ld % 4 == 0 && all % 16 == 0;
+    const int vec = four ? C <= 1152 ? 4 : 8 : 1, threads = KERN_ROUND_UP((C + vec - 1) / vec, 32);
     if (threads > 512 || C % vec) return cuda_fail(k, KERN_EUNSUPPORTED, "backward of a norm of %d channels", C);
     const dim3 grid((unsigned)blocks, (unsigned)R);
     cudaStream_t s = cuda_of(k)->stream;
@@ -161,7 +174,9 @@ int cuda_gate_norm_backward(struct kern *k, float *dx, void *dh, float *dshift, 
     else f32 ? launch<float, 1>(a, grid, threads, s) : launch<__nv_bfloat16, 1>(a, grid, threads, s);
     rc = cuda_launched(k, "gate_norm_backward");
     if (rc < 0) return rc;
-    add_parts<<<dim3((unsigned)((C + 127) / 128), 3, ld ? (unsigned)R : 1u), 128, 0, s>>>(
-        dy ? dshift : NULL, dy ? dscale : NULL, h ? dgate : NULL, a.part, ld, ld ? blocks : R * blocks, C);
-    return cuda_launched(k, "gate_norm_backward");
+    float *dh_sum = h && n->dh_sum ? (float *)((char *)scratch + parts) : NULL;
+    add_parts<<<dim3((unsigned)((C + 127) / 128), dh_sum ? 4 : 3, (unsigned)rows), 128, 0, s>>>(
+        dy ? n->dshift : NULL, dy ? n->dscale : NULL, h ? n->dgate : NULL, dh_sum, a.part, ld, ld ? blocks : R * blocks, C);
+    rc = cuda_launched(k, "gate_norm_backward");
+    return rc < 0 || !dh_sum ? rc : column_add(k, n->dh_sum, dh_sum, rows, C, n->add);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
  * product: the matrix products of training through cuBLASLt: forward with the value before GELU kept, dx, and dw with float32
- * sums that are added to what is there.
+ * sums that may be added to what is there.
  *
  * Unlike the forward plans (plan.cu) a product may split its sum (dw of XL has 243 tiles for 132 multiprocessors and 16,384
  * terms), and a batch has one size, so nothing binds its bits to those of other sizes. At first use of a shape the first
@@ -51,7 +51,7 @@ static cublasLtEpilogue_t epilogue_of(enum product_kind kind) {
                                           : CUBLASLT_EPILOGUE_DEFAULT;
 }
 
-static bool describe(struct call *c, const struct product_key *p, const void *a, const void *b, void *bias, void *pre) {
+static bool describe(struct call *c, const struct product_key *p, const void *a, const void *b, void *bias, void *pre, bool add) {
     const bool forward = p->kind == PRODUCT_FORWARD || p->kind == PRODUCT_FORWARD_GELU,
                dx = p->kind == PRODUCT_DX || p->kind == PRODUCT_DX_GELU;
     const uint64_t N = (uint64_t)p->N, K = (uint64_t)p->K, M = (uint64_t)p->M;
@@ -60,7 +60,7 @@ static bool describe(struct call *c, const struct product_key *p, const void *a,
     const int64_t aux_ld = forward ? p->N : p->K;
     // column-major: forward y^T[N,M] = w[N,K] x^T; dx^T[K,M] = w^T[K,N] dy^T[N,M]; dw^T[K,N] = x^T[K,M] dy[M,N]
     c->first = b, c->second = a;
-    c->beta = forward || dx ? 0 : 1;
+    c->beta = add;
     bool ok = cublasLtMatmulDescInit(&c->desc, p->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F) ==
               CUBLAS_STATUS_SUCCESS;
     ok = ok && set(c, CUBLASLT_MATMUL_DESC_TRANSA, ta) && set(c, CUBLASLT_MATMUL_DESC_TRANSB, tb) &&
@@ -71,7 +71,7 @@ static bool describe(struct call *c, const struct product_key *p, const void *a,
     ok = ok && (dx || forward ? cublasLtMatrixLayoutInit(&c->a, t, K, N, (int64_t)K)
                               : cublasLtMatrixLayoutInit(&c->a, t, K, M, (int64_t)K)) == CUBLAS_STATUS_SUCCESS;
     ok = ok && (forward ? cublasLtMatrixLayoutInit(&c->b, t, K, M, (int64_t)K)
-                        : cublasLtMatrixLayoutInit(&c->b, t, N, M, (int64_t)N)) == CUBLAS_STATUS_SUCCESS;
+                        : cublasLtMatrixLayoutInit(&c->b, t, N, M, dx ? (int64_t)N : p->ld)) == CUBLAS_STATUS_SUCCESS;
     const uint64_t m = forward ? N : K, n = forward || dx ? M : N;
     return ok && cublasLtMatrixLayoutInit(&c->d, yt, m, n, (int64_t)m) == CUBLAS_STATUS_SUCCESS;
 }
@@ -90,6 +90,11 @@ static int candidates(struct kern *k, const struct call *c, cublasLtMatmulHeuris
     if (cublasLtMatmulPreferenceInit(&pref) != CUBLAS_STATUS_SUCCESS) return 0;
     const uint64_t bytes = WORKSPACE;
     cublasLtMatmulPreferenceSetAttribute(&pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes);
+    const uint32_t align = 16; // parts of gradients begin anywhere on 16 bytes
+    const cublasLtMatmulPreferenceAttributes_t all[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    for (cublasLtMatmulPreferenceAttributes_t a : all) cublasLtMatmulPreferenceSetAttribute(&pref, a, &align, sizeof align);
     if (cublasLtMatmulAlgoGetHeuristic(cuda_of(k)->lt, (cublasLtMatmulDesc_t)&c->desc, (cublasLtMatrixLayout_t)&c->a,
                                        (cublasLtMatrixLayout_t)&c->b, (cublasLtMatrixLayout_t)&c->d,
                                        (cublasLtMatrixLayout_t)&c->d, &pref, CANDIDATES, list, &n) != CUBLAS_STATUS_SUCCESS)
@@ -141,7 +146,7 @@ static void choose(struct kern *k, struct product *p, const struct call *c) {
 
 static bool same(const struct product_key *a, const struct product_key *b) {
     return a->kind == b->kind && a->N == b->N && a->K == b->K && a->M == b->M && a->t == b->t && a->yt == b->yt &&
-           a->tf32 == b->tf32;
+           a->tf32 == b->tf32 && a->ld == b->ld;
 }
 
 static int find(struct kern *k, struct product **out, const struct product_key *key, const struct call *c) {
@@ -160,10 +165,11 @@ static int find(struct kern *k, struct product **out, const struct product_key *
     return cuda_check(k, cudaStreamSynchronize(g->stream), "trying out products");
 }
 
-int product_run(struct kern *k, const struct product_key *key, void *y, const void *a, const void *b, void *bias, void *pre) {
+int product_run(struct kern *k, const struct product_key *key, void *y, const void *a, const void *b, void *bias, void *pre,
+                bool add) {
     struct call c;
     struct product *p;
-    if (!describe(&c, key, a, b, bias, pre))
+    if (!describe(&c, key, a, b, bias, pre, add))
         return cuda_fail(k, KERN_EUNSUPPORTED, "cuBLASLt refuses a product of %ld x %d x %d", key->M, key->N, key->K);
     int rc = find(k, &p, key, &c);
     if (rc < 0) return rc;

@@ -162,6 +162,7 @@ void cuda_train_fill(struct kern *k) {
     k->linear_wrap = cuda_linear_wrap;
     k->linear_refresh = cuda_linear_refresh;
     k->linear_backward = cuda_linear_backward;
+    k->linear_gradients = cuda_linear_gradients;
     k->gate_norm_backward = cuda_gate_norm_backward;
     k->attention_backward = cuda_attention_backward;
     k->cross_attention_backward = cuda_cross_attention_backward;

@@ -17,7 +17,7 @@ enum product_kind {
     PRODUCT_FORWARD_GELU, // pre[M, N] = the same, y = gelu(pre)
     PRODUCT_DX,           // y = dx[M, K] = dy[M, N] w[N, K]
     PRODUCT_DX_GELU,      // the same, times gelu'(pre[M, K])
-    PRODUCT_DW,           // y = dw[N, K] += dy[M, N]^T x[M, K]
+    PRODUCT_DW,           // y = dw[N, K] (+)= dy[M, N]^T x[M, K]
 };
 struct product_key {
     enum product_kind kind;
@@ -25,10 +25,18 @@ struct product_key {
     long M;
     enum kern_dtype t, yt; // of both factors; of y
     bool tf32;             // float32 factors may be rounded to 11 bits
+    int ld;                // dw: from line to line of dy
 };
-// a, b: the factors in the order above. KERN_EUNSUPPORTED: cuBLASLt has no such product.
-int product_run(struct kern *, const struct product_key *, void *y, const void *a, const void *b, void *bias, void *pre);
+// a, b: the factors in the order above; add: dw is added to. KERN_EUNSUPPORTED: cuBLASLt has no such product.
+int product_run(struct kern *, const struct product_key *, void *y, const void *a, const void *b, void *bias, void *pre,
+                bool add);
 void products_free(struct cuda *);
+
+/* column_sums.cu: sums of lines, in an order that depends on sizes only */
+size_t column_scratch(long lines, int N); // bytes of scratch that column_sums wants for its parts
+// sum [N] (+)= the sums of N columns of a [lines, ld], float32 or bfloat16
+int column_sums(struct kern *, float *sum, float *part, const void *a, bool f32, long lines, int N, int ld, bool add);
+int column_add(struct kern *, float *sum, const float *part, int count, int N, bool add); // of part [count, N]
 
 /* attention_back_f32.cu */
 int attention_back_f32(struct kern *, float *dqkv, const float *d_o, const float *qkv, const float *o, const float *lse,
@@ -38,19 +46,24 @@ int attention_back_f32(struct kern *, float *dqkv, const float *d_o, const float
 bool attention_back_sm90(struct kern *, void *dqkv, const void *d_o, const void *qkv, const void *o, const float *lse,
                          float *delta, int R, int T, int H, int D, int *rc);
 
+/* attention_back_head.cu: the same where a head fits a multiprocessor. part [R, 3*H*D]: sums of dqkv over a row's tokens */
+bool attention_back_head(struct kern *, void *dqkv, float *part, const void *d_o, const void *qkv, const void *o,
+                         const float *lse, int R, int T, int H, int D, int *rc);
+
 /* comm.cu */
 void comm_free(struct cuda *);
 
 /* the ops */
 int cuda_linear_wrap(struct kern *, const struct kern_linear_spec *, const float *w, const float *b, struct kern_linear **);
 int cuda_linear_refresh(struct kern *, struct kern_linear *);
-int cuda_linear_backward(struct kern *, const struct kern_linear *, void *dx, float *dw, float *db, const void *dy, const void *x,
-                         enum kern_act before, const void *x_pre, int units);
-int cuda_gate_norm_backward(struct kern *, float *dx, void *dh, float *dshift, float *dscale, float *dgate, const void *dy,
-                            const void *xhat, const float *rstd, const void *h, const float *gate, const float *scale, int ld,
-                            int R, int T, int C);
-int cuda_attention_backward(struct kern *, void *dqkv, const void *d_o, const void *qkv, const void *o, const float *lse, int R,
-                            int T, int H, int D);
+int cuda_linear_live(struct kern *, const struct kern_linear *, float *y, const float *x, int units, float *save_pre); // way LIVE
+int cuda_linear_backward(struct kern *, const struct kern_linear *, void *dx, float *dx_sum, const void *dy, enum kern_act before,
+                         const void *x_pre, int units, bool add);
+int cuda_linear_gradients(struct kern *, const struct kern_linear *, float *dw, float *db, const void *dy, const void *x,
+                          int units, int first, int count, bool add);
+int cuda_gate_norm_backward(struct kern *, const struct kern_norm_back *);
+int cuda_attention_backward(struct kern *, void *dqkv, float *dqkv_sum, const void *d_o, const void *qkv, const void *o,
+                            const float *lse, int R, int T, int H, int D, bool add);
 int cuda_cross_attention_backward(struct kern *, void *dq, float *dkv, const void *d_o, const void *q, const float *kv, int ld,
                                   int R, int T, int S, int H, int D);
 int cuda_take_token(struct kern *, float *v, const float *dx, int R, int T, int C, int at);

@@ -92,6 +92,7 @@ void kern_ref_fill(struct kern *k) {
     k->linear_wrap = ref_linear_wrap;
     k->linear_refresh = ref_linear_refresh;
     k->linear_backward = ref_linear_backward;
+    k->linear_gradients = ref_linear_gradients;
     k->gate_norm_backward = ref_gate_norm_backward;
     k->attention_backward = ref_attention_backward;
     k->cross_attention_backward = ref_cross_attention_backward;

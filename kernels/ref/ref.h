@@ -11,11 +11,17 @@ void ref_linear_free(struct kern *, struct kern_linear *);
 int ref_linear(struct kern *, const struct kern_linear *, void *y, const void *x, int units, void *save_pre);
 int ref_linear_wrap(struct kern *, const struct kern_linear_spec *, const float *w, const float *b, struct kern_linear **);
 int ref_linear_refresh(struct kern *, struct kern_linear *);
-int ref_linear_backward(struct kern *, const struct kern_linear *, void *dx, float *dw, float *db, const void *dy, const void *x,
-                        enum kern_act before, const void *x_pre, int units);
+int ref_linear_backward(struct kern *, const struct kern_linear *, void *dx, float *dx_sum, const void *dy, enum kern_act before,
+                        const void *x_pre, int units, bool add);
+int ref_linear_gradients(struct kern *, const struct kern_linear *, float *dw, float *db, const void *dy, const void *x, int units,
+                         int first, int count, bool add);
 // The same on plain weights [out, in]; w NULL: of a layer that does not learn
-int ref_linear_grads(struct kern *, const struct kern_linear_spec *, const float *w, void *dx, float *dw, float *db,
-                     const void *dy, const void *x, enum kern_act before, const void *x_pre, int units);
+int ref_linear_dx(struct kern *, const struct kern_linear_spec *, const float *w, void *dx, float *dx_sum, const void *dy,
+                  enum kern_act before, const void *x_pre, int units, bool add);
+int ref_linear_dw(struct kern *, const struct kern_linear_spec *, const float *w, float *dw, float *db, const void *dy,
+                  const void *x, int units, int first, int count, bool add);
+// sum [n] (+)= the sums of n columns of a, lines ld elements apart
+void ref_sum_lines(float *sum, enum kern_dtype, const void *a, size_t lines, size_t ld, size_t first, size_t n, bool add);
 int ref_patchify(struct kern *, float *tok, const float *img, int R, int Cin, int I, int P);
 int ref_unpatchify(struct kern *, float *img, const float *tok, int R, int Cout, int keep, int I, int P);
 int ref_add_table(struct kern *, void *x, const float *table, int R, int T, int C);
@@ -46,11 +52,9 @@ int ref_row_update(struct kern *, float *cols, size_t numel, size_t plane, const
 int ref_row_norm(struct kern *, double *norms, const float *cols, size_t numel, const struct kern_norm *, int n);
 
 int ref_zero(struct kern *, void *dst, size_t bytes);
-int ref_gate_norm_backward(struct kern *, float *dx, void *dh, float *dshift, float *dscale, float *dgate, const void *dy,
-                           const void *xhat, const float *rstd, const void *h, const float *gate, const float *scale, int ld,
-                           int R, int T, int C);
-int ref_attention_backward(struct kern *, void *dqkv, const void *d_o, const void *qkv, const void *o, const float *lse, int R,
-                           int T, int H, int D);
+int ref_gate_norm_backward(struct kern *, const struct kern_norm_back *);
+int ref_attention_backward(struct kern *, void *dqkv, float *dqkv_sum, const void *d_o, const void *qkv, const void *o,
+                           const float *lse, int R, int T, int H, int D, bool add);
 int ref_cross_attention_backward(struct kern *, void *dq, float *dkv, const void *d_o, const void *q, const float *kv, int ld,
                                  int R, int T, int S, int H, int D);
 int ref_take_token(struct kern *, float *v, const float *dx, int R, int T, int C, int at);

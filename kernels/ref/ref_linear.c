@@ -128,8 +128,9 @@ static void pass_down(const struct grads *g, void *dx, enum kern_act before, con
         }
 }
 
-static void add_weights(const struct grads *g, float *dw) {
-    for (size_t n = 0; n < g->N; n++)
+// dw: of outputs [first, first + count)
+static void pass_to_weights(const struct grads *g, float *dw, size_t first, size_t count, bool add) {
+    for (size_t n = first; n < first + count; n++, dw += g->K)
         for (size_t i0 = 0; i0 < g->K; i0 += COLUMNS) {
             double acc[COLUMNS] = {0};
             size_t nb = g->K - i0 < COLUMNS ? g->K - i0 : COLUMNS;
@@ -137,34 +138,59 @@ static void add_weights(const struct grads *g, float *dw) {
                 double d = factor(g, g->yt, g->dy, m * g->N + n);
                 for (size_t j = 0; j < nb; j++) acc[j] += d * factor(g, g->xt, g->x, m * g->K + i0 + j);
             }
-            for (size_t j = 0; j < nb; j++) dw[n * g->K + i0 + j] += (float)acc[j];
+            for (size_t j = 0; j < nb; j++) dw[i0 + j] = (add ? dw[i0 + j] : 0) + (float)acc[j];
         }
 }
 
-int ref_linear_grads(struct kern *k, const struct kern_linear_spec *s, const float *w, void *dx, float *dw, float *db,
-                     const void *dy, const void *x, enum kern_act before, const void *x_pre, int units) {
-    struct grads g = {.xt = s->x_f32 ? KERN_F32 : k->act,
-                      .yt = s->y_f32 ? KERN_F32 : k->act,
-                      .mul = s->x_f32 && s->y_f32 ? KERN_F32 : k->act,
-                      .dy = dy,
-                      .x = x,
-                      .w = w,
-                      .lines = (size_t)units * (size_t)s->unit,
-                      .N = (size_t)s->out,
-                      .K = (size_t)s->in};
-    if (!w) return kern_fail(k, KERN_EUNSUPPORTED, "a linear layer whose weights were copied does not learn");
-    if (dx) pass_down(&g, dx, before, x_pre);
-    add_weights(&g, dw);
-    for (size_t n = 0; db && n < g.N; n++) {
-        double sum = 0;
-        for (size_t m = 0; m < g.lines; m++) sum += (double)kern_load(g.yt, dy, m * g.N + n);
-        db[n] += (float)sum;
+void ref_sum_lines(float *sum, enum kern_dtype t, const void *a, size_t lines, size_t ld, size_t first, size_t n, bool add) {
+    for (size_t i = 0; i < n; i++) {
+        double total = 0;
+        for (size_t m = 0; m < lines; m++) total += (double)kern_load(t, a, m * ld + first + i);
+        sum[i] = (add ? sum[i] : 0) + (float)total;
     }
+}
+
+static int grads_of(struct kern *k, struct grads *g, const struct kern_linear_spec *s, const float *w, int units) {
+    *g = (struct grads){.xt = s->x_f32 ? KERN_F32 : k->act,
+                        .yt = s->y_f32 ? KERN_F32 : k->act,
+                        .mul = s->x_f32 && s->y_f32 ? KERN_F32 : k->act,
+                        .w = w,
+                        .lines = (size_t)units * (size_t)s->unit,
+                        .N = (size_t)s->out,
+                        .K = (size_t)s->in};
+    return w ? KERN_OK : kern_fail(k, KERN_EUNSUPPORTED, "a linear layer whose weights were copied does not learn");
+}
+
+int ref_linear_dx(struct kern *k, const struct kern_linear_spec *s, const float *w, void *dx, float *dx_sum, const void *dy,
+                  enum kern_act before, const void *x_pre, int units, bool add) {
+    struct grads g;
+    int rc = grads_of(k, &g, s, w, units);
+    if (rc < 0) return rc;
+    g.dy = dy;
+    pass_down(&g, dx, before, x_pre);
+    if (dx_sum) ref_sum_lines(dx_sum, g.xt, dx, g.lines, g.K, 0, g.K, add);
     return KERN_OK;
 }
 
-int ref_linear_backward(struct kern *k, const struct kern_linear *opaque, void *dx, float *dw, float *db, const void *dy,
-                        const void *x, enum kern_act before, const void *x_pre, int units) {
+int ref_linear_dw(struct kern *k, const struct kern_linear_spec *s, const float *w, float *dw, float *db, const void *dy,
+                  const void *x, int units, int first, int count, bool add) {
+    struct grads g;
+    int rc = grads_of(k, &g, s, w, units);
+    if (rc < 0) return rc;
+    g.dy = dy, g.x = x;
+    pass_to_weights(&g, dw, (size_t)first, (size_t)count, add);
+    if (db) ref_sum_lines(db, g.yt, dy, g.lines, g.N, (size_t)first, (size_t)count, add);
+    return KERN_OK;
+}
+
+int ref_linear_backward(struct kern *k, const struct kern_linear *opaque, void *dx, float *dx_sum, const void *dy,
+                        enum kern_act before, const void *x_pre, int units, bool add) {
     const struct ref_linear *l = (const struct ref_linear *)opaque;
-    return ref_linear_grads(k, &l->spec, l->w_live, dx, dw, db, dy, x, before, x_pre, units);
+    return ref_linear_dx(k, &l->spec, l->w_live, dx, dx_sum, dy, before, x_pre, units, add);
+}
+
+int ref_linear_gradients(struct kern *k, const struct kern_linear *opaque, float *dw, float *db, const void *dy, const void *x,
+                         int units, int first, int count, bool add) {
+    const struct ref_linear *l = (const struct ref_linear *)opaque;
+    return ref_linear_dw(k, &l->spec, l->w_live, dw, db, dy, x, units, first, count, add);
 }

@@ -45,21 +45,24 @@ static void sum_lines(float *out, bool add, enum kern_dtype at, const void *a, e
     }
 }
 
-int ref_gate_norm_backward(struct kern *k, float *dx, void *dh, float *dshift, float *dscale, float *dgate, const void *dy,
-                           const void *xhat, const float *rstd, const void *h, const float *gate, const float *scale, int ld,
-                           int R, int T, int C) {
-    size_t c = (size_t)C, t = (size_t)T;
-    for (size_t l = 0; l < (size_t)R * t; l++) {
-        size_t mod = l / t * (size_t)ld;
-        if (dy) norm_line(k->act, dx, dy, xhat, (double)rstd[l], scale + mod, l * c, c);
-        for (size_t i = 0; h && i < c; i++) kern_store(k->act, dh, l * c + i, gate[mod + i] * dx[l * c + i]);
+int ref_gate_norm_backward(struct kern *k, const struct kern_norm_back *a) {
+    size_t c = (size_t)a->C, t = (size_t)a->T, all = (size_t)a->R * t;
+    for (size_t l = 0; l < all; l++) {
+        size_t mod = l / t * (size_t)a->ld;
+        for (size_t i = 0; a->y && i < c; i++) {
+            double xhat = (double)kern_load(k->act, a->xhat, l * c + i);
+            kern_store(k->act, a->y, l * c + i, (float)(xhat * (1 + (double)a->scale[mod + i]) + (double)a->shift[mod + i]));
+        }
+        if (a->dy) norm_line(k->act, a->dx, a->dy, a->xhat, (double)a->rstd[l], a->scale + mod, l * c, c);
+        for (size_t i = 0; a->h && i < c; i++) kern_store(k->act, a->dh, l * c + i, a->gate[mod + i] * a->dx[l * c + i]);
     }
-    size_t groups = ld ? (size_t)R : 1, lines = ld ? t : (size_t)R * t;
+    if (a->dh_sum) ref_sum_lines(a->dh_sum, k->act, a->dh, all, c, 0, c, a->add);
+    size_t groups = a->ld ? (size_t)a->R : 1, lines = a->ld ? t : all;
     for (size_t r = 0; r < groups; r++) {
-        size_t mod = r * (size_t)ld;
-        if (dy) sum_lines(dshift + mod, !ld, k->act, dy, KERN_F32, NULL, r * t, lines, c);
-        if (dy) sum_lines(dscale + mod, !ld, k->act, dy, k->act, xhat, r * t, lines, c);
-        if (dgate) sum_lines(dgate + mod, !ld, KERN_F32, dx, k->act, h, r * t, lines, c);
+        size_t mod = r * (size_t)a->ld;
+        if (a->dy) sum_lines(a->dshift + mod, !a->ld, k->act, a->dy, KERN_F32, NULL, r * t, lines, c);
+        if (a->dy) sum_lines(a->dscale + mod, !a->ld, k->act, a->dy, k->act, a->xhat, r * t, lines, c);
+        if (a->dgate) sum_lines(a->dgate + mod, !a->ld, KERN_F32, a->dx, k->act, a->h, r * t, lines, c);
     }
     return KERN_OK;
 }
@@ -109,8 +112,8 @@ static void attend_backward(const struct head *h, void *dqkv) {
     }
 }
 
-int ref_attention_backward(struct kern *k, void *dqkv, const void *d_o, const void *qkv, const void *o, const float *lse, int R,
-                           int T, int H, int D) {
+int ref_attention_backward(struct kern *k, void *dqkv, float *dqkv_sum, const void *d_o, const void *qkv, const void *o,
+                           const float *lse, int R, int T, int H, int D, bool add) {
     int rc = kern_check_attention(k, T, H, D);
     if (rc < 0) return rc;
     size_t C = (size_t)H * (size_t)D, t = (size_t)T;
@@ -132,6 +135,7 @@ int ref_attention_backward(struct kern *k, void *dqkv, const void *d_o, const vo
                              .T = t};
             attend_backward(&h, dqkv);
         }
+    if (dqkv_sum) ref_sum_lines(dqkv_sum, k->act, dqkv, (size_t)R * t, 3 * C, 0, 3 * C, add);
     return KERN_OK;
 }
 

@@ -75,13 +75,12 @@ static int step(struct bench *b, int n, struct err *e) {
                            .n_ema = 1,
                            .ema = {0.9999}};
     for (int r = 0; r < b->rows; r++) b->mix[r].draw = (uint32_t)n;
-    int rc = k->zero(k, grads, b->floats * 4);
-    if (!rc) rc = k->mix(k, x, b->x0, b->x1, b->numel, b->mix, b->rows);
+    int rc = k->mix(k, x, b->x0, b->x1, b->numel, b->mix, b->rows);
     if (!rc) rc = dit_train_forward(b->net, b->rows, b->t, b->y, e);
     if (!rc)
         rc = k->loss(k, dit_train_dout(b->net), b->loss, dit_train_out(b->net), b->numel, b->x1, b->x0, x, b->numel, b->what,
                      b->rows);
-    if (!rc) rc = dit_train_backward(b->net, b->rows, e);
+    if (!rc) rc = dit_train_backward(b->net, b->rows, false, e);
     if (!rc) rc = k->sum_squares(k, b->norm2, grads, b->floats);
     if (!rc) rc = k->adamw(k, dit_train_weights(b->net), b->m, b->v, &b->e, grads, b->floats, &a, b->norm2, NULL);
     return rc ? rc : dit_train_refresh(b->net, e);

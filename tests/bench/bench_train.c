@@ -98,8 +98,7 @@ static void step(struct bench *b) {
     NET(dit_train_forward(b->t, b->rows, b->time, b->y, &e));
     OP(k->loss(k, dit_train_dout(b->t), b->loss, dit_train_out(b->t), ld, b->x1, b->x0, dit_train_x(b->t), b->numel, b->objective,
                b->rows));
-    OP(k->zero(k, dit_train_grads(b->t), b->n * 4));
-    NET(dit_train_backward(b->t, b->rows, &e));
+    NET(dit_train_backward(b->t, b->rows, false, &e));
     if (b->parallel) NET(parallel_finish(b->parallel, &e));
     double beta1 = 1, beta2 = 1;
     for (int i = 0; i < b->step; i++) beta1 *= 0.9, beta2 *= 0.999;

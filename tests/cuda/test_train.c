@@ -122,26 +122,31 @@ static void linear_case(struct pair *p, const struct linear_case *c) {
     struct buf w = buf_new(p, KERN_F32, N * K, 0.05f, 1), b = buf_new(p, KERN_F32, N, 1, 2), x = buf_new(p, xt, lines * K, 1, 3),
                dy = buf_new(p, yt, lines * N, 1, 4), y = buf_new(p, yt, lines * N, 1, 5), pre = buf_new(p, yt, lines * N, 1, 6),
                x_pre = buf_new(p, xt, lines * K, 2, 7), dx = buf_new(p, xt, lines * K, 1, 8),
-               dw = buf_new(p, KERN_F32, N * K, 1, 9), db = buf_new(p, KERN_F32, N, 1, 10);
+               dw = buf_new(p, KERN_F32, N * K, 1, 9), db = buf_new(p, KERN_F32, N, 1, 10),
+               part = buf_new(p, KERN_F32, N * K, 1, 11), dx_sum = buf_new(p, KERN_F32, K, 1, 12),
+               db_part = buf_new(p, KERN_F32, N, 1, 13);
+    const int first = c->out / 3 / 8 * 8, count = c->out < 16 ? c->out : c->out / 2 / 8 * 8; // a part that begins on 16 bytes
     struct kern_linear *l[2];
     BOTH(p, "linear_wrap", k->linear_wrap(k, &spec, P(w), c->no_bias ? NULL : P(b), &l[i]));
     for (size_t i = 0; i < N * K; i++) ((float *)w.host)[i] *= -0.5f; // they learned
     buf_reset(p, &w);
     BOTH(p, "linear_refresh", k->linear_refresh(k, l[i]));
     BOTH(p, "linear", k->linear(k, l[i], P(y), P(x), c->units, P(pre)));
-    BOTH(p, "linear_backward",
-         k->linear_backward(k, l[i], P(dx), P(dw), c->no_bias ? NULL : P(db), P(dy), P(x), c->before, P(x_pre), c->units));
+    BOTH(p, "linear_gradients",
+         k->linear_gradients(k, l[i], P(dw), c->no_bias ? NULL : P(db), P(dy), P(x), c->units, 0, c->out, true));
+    BOTH(p, "linear_gradients", k->linear_gradients(k, l[i], P(part), P(db_part), P(dy), P(x), c->units, first, count, false));
+    BOTH(p, "linear_backward", k->linear_backward(k, l[i], P(dx), P(dx_sum), P(dy), c->before, P(x_pre), c->units, !c->no_bias));
     char what[96];
-    const char *name[] = {"y", "pre", "dx", "dw", "db"};
-    const struct buf *out[] = {&y, &pre, &dx, &dw, &db};
-    for (int i = 0; i < 5; i++) {
+    const char *name[] = {"y", "pre", "dx", "dw", "db", "dw of a part", "db of a part", "sums of dx"};
+    const struct buf *out[] = {&y, &pre, &dx, &dw, &db, &part, &db_part, &dx_sum};
+    for (int i = 0; i < 8; i++) {
         snprintf(what, sizeof what, "linear %d x %d, %zu lines: %s", c->out, c->in, lines, name[i]);
         // vectors in a bfloat16 run: float16 weights forward, TF32 backward
         expect(p, out[i], what, act == KERN_BF16 && c->x_f32 && c->y_f32 ? 1.5e-3 : p->tol);
     }
     BOTH(p, "linear_free", (k->linear_free(k, l[i]), 0));
-    struct buf *all[] = {&w, &b, &x, &dy, &y, &pre, &x_pre, &dx, &dw, &db};
-    for (int i = 0; i < 10; i++) buf_free(p, all[i]);
+    struct buf *all[] = {&w, &b, &x, &dy, &y, &pre, &x_pre, &dx, &dw, &db, &part, &db_part, &dx_sum};
+    for (int i = 0; i < 13; i++) buf_free(p, all[i]);
 }
 
 static void linear_cases(enum kern_dtype act) {
@@ -177,19 +182,26 @@ static void norm_case(struct pair *p, int C, int T, bool shared, bool gate, bool
     struct buf dx = buf_new(p, KERN_F32, n, 1, 1), dh = buf_new(p, act, n, 1, 2),
                dmod = buf_new(p, KERN_F32, (size_t)(R * 3 * C), 1, 3), dy = buf_new(p, act, n, 1, 4),
                xhat = buf_new(p, act, n, 2, 5), rstd = buf_new(p, KERN_F32, (size_t)(R * T), 1, 6), h = buf_new(p, act, n, 1, 7),
-               mod = buf_new(p, KERN_F32, (size_t)(R * 3 * C), 1, 8);
-    BOTH(p, "gate_norm_backward",
-         k->gate_norm_backward(k, P(dx), gate ? P(dh) : NULL, norm ? P(dmod) : NULL, norm ? (float *)P(dmod) + C : NULL,
-                               gate ? (float *)P(dmod) + 2 * C : NULL, norm ? P(dy) : NULL, P(xhat), P(rstd), gate ? P(h) : NULL,
-                               gate ? P(mod) : NULL, norm ? (float *)P(mod) + C : NULL, ld, R, T, C));
+               mod = buf_new(p, KERN_F32, (size_t)(R * 3 * C), 1, 8), y = buf_new(p, act, n, 1, 9),
+               dh_sum = buf_new(p, KERN_F32, (size_t)C, 1, 10);
+    BOTH(p, "gate_norm_backward", ({
+             struct kern_norm_back a = {
+                 .dx = P(dx), .xhat = P(xhat), .rstd = P(rstd), .ld = ld, .R = R, .T = T, .C = C, .add = shared};
+             float *d = P(dmod), *m = P(mod);
+             if (gate) a.dh = P(dh), a.dh_sum = P(dh_sum), a.dgate = d + 2 * C, a.h = P(h), a.gate = m;
+             if (norm) a.dshift = d, a.dscale = d + C, a.dy = P(dy), a.y = P(y), a.shift = m + 2 * C, a.scale = m + C;
+             k->gate_norm_backward(k, &a);
+         }));
     char what[96];
     snprintf(what, sizeof what, "norm of %d channels, %d tokens, %s%s%s: dx, dh, vectors", C, T, gate ? "gate " : "",
              norm ? "norm " : "", shared ? "shared" : "");
     expect(p, &dx, what, 2e-6);
     expect(p, &dh, what, p->tol);
     expect(p, &dmod, what, 4e-6);
-    struct buf *all[] = {&dx, &dh, &dmod, &dy, &xhat, &rstd, &h, &mod};
-    for (int i = 0; i < 8; i++) buf_free(p, all[i]);
+    expect(p, &y, what, p->tol);
+    expect(p, &dh_sum, what, p->tol);
+    struct buf *all[] = {&dx, &dh, &dmod, &dy, &xhat, &rstd, &h, &mod, &y, &dh_sum};
+    for (int i = 0; i < 10; i++) buf_free(p, all[i]);
 }
 
 static void norm_cases(enum kern_dtype act) {
@@ -213,28 +225,31 @@ static void attention_case(struct pair *p, int T, int D) {
     const enum kern_dtype act = p->k[0]->act;
     const size_t n = (size_t)(R * T * H * D);
     struct buf qkv = buf_new(p, act, 3 * n, 1.5f, 1), o = buf_new(p, act, n, 1, 2), d_o = buf_new(p, act, n, 1, 3),
-               dqkv = buf_new(p, act, 3 * n, 1, 4), lse = buf_new(p, KERN_F32, (size_t)(R * H * T), 1, 5);
+               dqkv = buf_new(p, act, 3 * n, 1, 4), lse = buf_new(p, KERN_F32, (size_t)(R * H * T), 1, 5),
+               sum = buf_new(p, KERN_F32, (size_t)(3 * H * D), 1, 6);
     char what[96];
     BOTH(p, "attention", k->attention(k, P(o), P(qkv), R, T, H, D, P(lse)));
-    BOTH(p, "attention_backward", k->attention_backward(k, P(dqkv), P(d_o), P(qkv), P(o), P(lse), R, T, H, D));
+    BOTH(p, "attention_backward", k->attention_backward(k, P(dqkv), P(sum), P(d_o), P(qkv), P(o), P(lse), R, T, H, D, T & 1));
     snprintf(what, sizeof what, "attention of %d tokens, heads of %d: dqkv", T, D);
     expect(p, &dqkv, what, act == KERN_F32 ? 5e-6 : 9e-3);
+    expect(p, &sum, what, act == KERN_F32 ? 5e-5 : 2e-2); // the keys' part is what rounding leaves of 0
     // again: the same bytes
     struct kern *k = p->k[1];
     char *one = malloc(6 * n), *two = malloc(6 * n);
     size_t bytes = 3 * n * 2;
     CHECK(k->download(k, one, dqkv.p[1], bytes) == 0 && k->zero(k, dqkv.p[1], bytes) == 0);
-    CHECK(k->attention_backward(k, dqkv.p[1], d_o.p[1], qkv.p[1], o.p[1], lse.p[1], R, T, H, D) == 0);
+    CHECK(k->attention_backward(k, dqkv.p[1], NULL, d_o.p[1], qkv.p[1], o.p[1], lse.p[1], R, T, H, D, true) == 0);
     CHECK(k->download(k, two, dqkv.p[1], bytes) == 0 && memcmp(one, two, bytes) == 0);
     free(one), free(two);
-    struct buf *all[] = {&qkv, &o, &d_o, &dqkv, &lse};
-    for (int i = 0; i < 5; i++) buf_free(p, all[i]);
+    struct buf *all[] = {&qkv, &o, &d_o, &dqkv, &lse, &sum};
+    for (int i = 0; i < 6; i++) buf_free(p, all[i]);
 }
 
 static void attention_cases(enum kern_dtype act) {
     struct pair p = pair_open(act);
     for (int D = 8; D <= 128; D += 8) attention_case(&p, D % 16 ? 69 : 50, D);
     attention_case(&p, 1, 64), attention_case(&p, 64, 72), attention_case(&p, 196, 64), attention_case(&p, 256, 72);
+    attention_case(&p, 129, 72), attention_case(&p, 256, 64), attention_case(&p, 257, 72);
     pair_close(&p);
 }
 TEST_LIMIT(cuda_train_attention_f32, 180) { attention_cases(KERN_F32); }

@@ -71,8 +71,7 @@ static double one_step(struct run *r, int step) {
     CHECK_OK(dit_train_forward(r->t, ROWS, time, y, &e), &e);
     CHECK(k->loss(k, dit_train_dout(r->t), r->loss, dit_train_out(r->t), NUMEL, r->x1, r->x0, dit_train_x(r->t), NUMEL, judge,
                   ROWS) == 0);
-    CHECK(k->zero(k, dit_train_grads(r->t), n * 4) == 0);
-    CHECK_OK(dit_train_backward(r->t, ROWS, &e), &e);
+    CHECK_OK(dit_train_backward(r->t, ROWS, false, &e), &e);
     CHECK(k->adamw(k, dit_train_weights(r->t), r->m, r->v, &r->ema, dit_train_grads(r->t), n, &a, NULL, NULL) == 0);
     CHECK_OK(dit_train_refresh(r->t, &e), &e);
     CHECK(k->download(k, loss, r->loss, sizeof loss) == 0);

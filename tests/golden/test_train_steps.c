@@ -84,12 +84,11 @@ static void gradients(struct steps *s, int i) {
     }
     CHECK(k->upload(k, s->x1, x1, bytes) == 0 && k->upload(k, s->x0, x0, bytes) == 0 &&
           k->upload(k, dit_train_x(s->net), xt, bytes) == 0);
-    CHECK(k->zero(k, dit_train_grads(s->net), s->floats * sizeof(float)) == 0);
     CHECK_OK(dit_train_refresh(s->net, &e), &e);
     CHECK_OK(dit_train_forward(s->net, ROWS, t, y, &e), &e);
     CHECK(k->loss(k, dit_train_dout(s->net), s->loss, dit_train_out(s->net), 2 * s->numel, s->x1, s->x0, dit_train_x(s->net),
                   s->numel, rows, ROWS) == 0);
-    CHECK_OK(dit_train_backward(s->net, ROWS, &e), &e);
+    CHECK_OK(dit_train_backward(s->net, ROWS, false, &e), &e);
     mem_free(xt);
 }
 

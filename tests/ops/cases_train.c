@@ -33,7 +33,8 @@ static int descriptors(struct op_run *o, const int *id) {
 
 /* ---- buffers: the comments number them ---- */
 
-// 0 dx, 1 dw, 2 db, 3 dy, 4 x, 5 x_pre, 6 w. dw and db are added to; without save there is neither dx nor db
+// 0 dx, 1 dw, 2 db, 3 dy, 4 x, 5 x_pre, 6 w, 7 dx_sum. dw and the sums are added to where there is a bias's; without save there
+// is neither dx nor db, and dw is of a third of the outputs
 static int linear_make(struct op_run *o, const int *id) {
     const struct op_case *c = o->c;
     size_t T = (size_t)c->T, C = (size_t)c->C, N = (size_t)c->N;
@@ -41,6 +42,7 @@ static int linear_make(struct op_run *o, const int *id) {
     op_add(o, T * C, (c->save ? OUT : 0) | x, id), op_add(o, N * C, OUT | ONCE, id), op_add(o, N, (c->save ? OUT : 0) | ONCE, id);
     op_add(o, T * N, y, id), op_add(o, T * C, x, id), op_add(o, T * C, x, id);
     float *w = op_add(o, N * C, ONCE, id);
+    op_add(o, C, (c->save ? OUT : 0) | ONCE, id);
     if (!w) return KERN_ENOMEM;
     struct kern_linear_spec s = {
         .out = c->N, .in = c->C, .unit = c->op == OP_VECTORS_BACKWARD ? KERN_VEC : c->T, .x_f32 = c->x_f32, .y_f32 = c->y_f32};
@@ -48,14 +50,14 @@ static int linear_make(struct op_run *o, const int *id) {
     return o->k->linear_wrap(o->k, &s, w, NULL, &o->layers[0]);
 }
 
-// 0 dx, 1 dh, 2 dmod (shift, scale, gate), 3 dy, 4 xhat, 5 rstd, 6 h, 7 mod
+// 0 dx, 1 dh, 2 dmod (shift, scale, gate), 3 dy, 4 xhat, 5 rstd, 6 h, 7 mod, 8 y, 9 dh_sum
 static int norm_make(struct op_run *o, const int *id) {
     size_t T = (size_t)o->c->T, C = (size_t)o->c->C;
     int gated = o->c->op == OP_GATE_NORM_BACKWARD ? OUT : 0, shared = o->c->H ? ONCE : 0;
     op_add(o, T * C, OUT, id), op_add(o, T * C, gated | ACT, id), op_add(o, 3 * C, OUT | shared, id);
     op_add(o, T * C, ACT, id), op_add(o, T * C, ACT, id), op_add(o, T, POSITIVE, id), op_add(o, T * C, ACT, id);
     op_add(o, 3 * C, shared, id);
-    return 0;
+    return op_add(o, T * C, (o->c->N ? 0 : OUT) | ACT, id), op_add(o, C, gated | ONCE, id), 0;
 }
 
 int train_make(struct op_run *o, const int *id) {
@@ -68,9 +70,9 @@ int train_make(struct op_run *o, const int *id) {
     case OP_NORM_BACKWARD:
     case OP_GATE_NORM_BACKWARD:
         return norm_make(o, id);
-    case OP_ATTENTION_BACKWARD: // dqkv, d_o, qkv, o, lse
+    case OP_ATTENTION_BACKWARD: // dqkv, d_o, qkv, o, lse, dqkv_sum
         op_add(o, 3 * T * C, OUT | ACT, id), op_add(o, T * C, ACT, id), op_add(o, 3 * T * C, ACT, id);
-        return op_add(o, T * C, ACT, id), op_add(o, T * H, 0, id), 0;
+        return op_add(o, T * C, ACT, id), op_add(o, T * H, 0, id), op_add(o, 3 * C, OUT | ONCE, id), 0;
     case OP_CROSS_BACKWARD: // dq, dkv, d_o, q, kv: of two blocks, of which the second's are used
         op_add(o, T * C, OUT | ACT, id), op_add(o, N * 4 * C, OUT, id);
         return op_add(o, T * C, ACT, id), op_add(o, T * C, ACT, id), op_add(o, N * 4 * C, 0, id), 0;
@@ -98,24 +100,30 @@ int train_make(struct op_run *o, const int *id) {
 static int linear_run(struct op_run *o, void **p) {
     const struct op_case *c = o->c;
     int rc = o->k->linear_refresh(o->k, o->layers[0]), units = c->op == OP_VECTORS_BACKWARD ? o->lines / KERN_VEC : o->R;
-    if (rc) return rc;
-    return o->k->linear_backward(o->k, o->layers[0], c->save ? p[0] : NULL, p[1], c->save ? p[2] : NULL, p[3], p[4], c->act, p[5],
-                                 units);
+    int first = c->save ? 0 : c->N / 3, count = c->save ? c->N : c->N / 3;
+    if (!rc)
+        rc = o->k->linear_gradients(o->k, o->layers[0], p[1], c->save ? p[2] : NULL, p[3], p[4], units, first, count, c->save);
+    if (rc || !c->save) return rc;
+    return o->k->linear_backward(o->k, o->layers[0], p[0], p[7], p[3], c->act, p[5], units, true);
 }
 
 static int norm_run(struct op_run *o, void **p) {
     const struct op_case *c = o->c;
     bool gated = c->op == OP_GATE_NORM_BACKWARD;
-    int C = c->C, ld = c->H ? 0 : 3 * C;
+    int C = c->C;
     float *d = p[2], *mod = p[7];
-    return o->k->gate_norm_backward(o->k, p[0], gated ? p[1] : NULL, d, d + C, c->save ? d + 2 * C : NULL, c->N ? NULL : p[3],
-                                    p[4], p[5], gated ? p[6] : NULL, gated ? mod + 2 * C : NULL, mod + C, ld, o->R, c->T, C);
+    struct kern_norm_back a = {
+        .dx = p[0], .dshift = d, .dscale = d + C, .dgate = c->save ? d + 2 * C : NULL, .xhat = p[4], .rstd = p[5]};
+    if (gated) a.dh = p[1], a.dh_sum = p[9], a.h = p[6], a.gate = mod + 2 * C, a.add = c->H;
+    if (!c->N) a.dy = p[3], a.y = p[8];
+    a.shift = mod, a.scale = mod + C, a.ld = c->H ? 0 : 3 * C, a.R = o->R, a.T = c->T, a.C = C;
+    return o->k->gate_norm_backward(o->k, &a);
 }
 
 static int attention_run(struct op_run *o, void **p) { // on what the forward op says of these inputs
     const struct op_case *c = o->c;
     int rc = o->k->attention(o->k, p[3], p[2], o->R, c->T, c->H, c->C / c->H, p[4]);
-    return rc ? rc : o->k->attention_backward(o->k, p[0], p[1], p[2], p[3], p[4], o->R, c->T, c->H, c->C / c->H);
+    return rc ? rc : o->k->attention_backward(o->k, p[0], p[5], p[1], p[2], p[3], p[4], o->R, c->T, c->H, c->C / c->H, c->save);
 }
 
 static int adamw_run(struct op_run *o, void **p) {

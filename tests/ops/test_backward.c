@@ -89,8 +89,12 @@ static void check_mlp(enum kern_act act) {
     CHECK(m.k->linear_wrap(m.k, &one, m.w1, m.b1, &m.one) == 0 && m.k->linear_wrap(m.k, &two, m.w2, m.b2, &m.two) == 0);
     mlp_loss(&m);
     float dw1[MID * IN] = {0}, db1[MID] = {0}, dw2[OUT_ * MID] = {0}, db2[OUT_] = {0}, dmid[LINES * MID], dx[LINES * IN];
-    CHECK(m.k->linear_backward(m.k, m.two, dmid, dw2, db2, m.c, m.mid, act, m.pre, UNITS) == 0);
-    CHECK(m.k->linear_backward(m.k, m.one, dx, dw1, db1, dmid, m.x, KERN_NONE, NULL, UNITS) == 0);
+    struct kern *k = m.k;
+    CHECK(k->linear_gradients(k, m.two, dw2, db2, m.c, m.mid, UNITS, 0, OUT_, false) == 0);
+    CHECK(k->linear_backward(k, m.two, dmid, db1, m.c, act, m.pre, UNITS, false) == 0); // sums dmid
+    CHECK(k->linear_gradients(k, m.one, dw1, NULL, dmid, m.x, UNITS, 0, 4, false) == 0);
+    CHECK(k->linear_gradients(k, m.one, dw1 + 4 * IN, NULL, dmid, m.x, UNITS, 4, MID - 4, true) == 0); // to zeros
+    CHECK(k->linear_backward(k, m.one, dx, NULL, dmid, KERN_NONE, NULL, UNITS, false) == 0);
     check_gradient("x", m.x, dx, LINES * IN, mlp_loss, &m);
     check_gradient("w1", m.w1, dw1, MID * IN, mlp_loss, &m);
     check_gradient("b1", m.b1, db1, MID, mlp_loss, &m);
@@ -133,9 +137,11 @@ static void check_norm(bool gated, bool only_gate, bool shared) {
     norm_loss(&s);
     float dx[N], dh[N], dmod[3 * R * C] = {0};
     memcpy(dx, s.cx, sizeof dx);
-    CHECK(s.k->gate_norm_backward(s.k, dx, gated ? dh : NULL, dmod, dmod + C, gated ? dmod + 2 * C : NULL,
-                                  only_gate ? NULL : s.cy, s.xhat, s.rstd, gated ? s.h : NULL, gated ? s.mod + 2 * C : NULL,
-                                  s.mod + C, s.ld, R, T, C) == 0);
+    struct kern_norm_back a = {
+        .dx = dx, .dshift = dmod, .dscale = dmod + C, .dy = only_gate ? NULL : s.cy, .xhat = s.xhat, .rstd = s.rstd};
+    if (gated) a.dh = dh, a.dgate = dmod + 2 * C, a.h = s.h, a.gate = s.mod + 2 * C;
+    a.scale = s.mod + C, a.ld = s.ld, a.R = R, a.T = T, a.C = C;
+    CHECK(s.k->gate_norm_backward(s.k, &a) == 0);
     check_gradient("x", s.x, dx, N, norm_loss, &s);
     if (gated) check_gradient("h", s.h, dh, N, norm_loss, &s);
     check_gradient("mod", s.mod, dmod, (size_t)(shared ? 1 : R) * 3 * C, norm_loss, &s);
@@ -165,7 +171,7 @@ TEST(backward_attention) {
     s.o = numbers(R * T * C), s.lse = numbers(R * H * T);
     heads_loss(&s);
     float dqkv[R * T * 3 * C];
-    CHECK(s.k->attention_backward(s.k, dqkv, s.c, s.qkv, s.o, s.lse, R, T, H, D) == 0);
+    CHECK(s.k->attention_backward(s.k, dqkv, NULL, s.c, s.qkv, s.o, s.lse, R, T, H, D, false) == 0);
     check_gradient("qkv", s.qkv, dqkv, R * T * 3 * C, heads_loss, &s);
     kern_close(s.k);
 }
@@ -347,8 +353,8 @@ TEST(backward_needs_a_wrapped_layer) {
         float w[4] = {1, 2, 3, 4}, dw[4] = {0}, dy[2] = {1, 1}, x[2] = {1, 1};
         struct kern_linear *l;
         CHECK(k->linear_new(k, &(struct kern_linear_spec){.out = 2, .in = 2, .unit = 1}, w, NULL, &l) == 0);
-        CHECK(k->linear_backward(k, l, NULL, dw, NULL, dy, x, KERN_NONE, NULL, 1) == KERN_EUNSUPPORTED &&
-              strstr(k->why, "learn"));
+        CHECK(k->linear_gradients(k, l, dw, NULL, dy, x, 1, 0, 2, true) == KERN_EUNSUPPORTED && strstr(k->why, "learn"));
+        CHECK(k->linear_backward(k, l, dw, NULL, dy, KERN_NONE, NULL, 1, true) == KERN_EUNSUPPORTED && strstr(k->why, "learn"));
         k->linear_free(k, l);
         kern_close(k);
     }

@@ -78,11 +78,11 @@ static void forward(struct learner *l, int first, int n) {
     CHECK(l->k->download(l->k, l->out, dit_train_out(l->net), (size_t)n * 64 * sizeof(float)) == 0);
 }
 
-static void backward(struct learner *l, int first, int n) {
+static void backward(struct learner *l, int first, int n, bool add) {
     struct err e = {0};
     forward(l, first, n);
     CHECK(l->k->upload(l->k, dit_train_dout(l->net), l->dout + 64 * first, (size_t)n * 64 * sizeof(float)) == 0);
-    CHECK_OK(dit_train_backward(l->net, n, &e), &e);
+    CHECK_OK(dit_train_backward(l->net, n, add, &e), &e);
     CHECK(l->k->download(l->k, l->g, dit_train_grads(l->net), l->floats * sizeof(float)) == 0);
 }
 
@@ -99,7 +99,7 @@ static void differences(const char *backend, int threads) {
         struct learner l;
         const struct dit_param *p;
         open_learner(&l, backend, threads, (enum arch_block)block, RECOMPUTE_NONE);
-        backward(&l, 0, ROWS);
+        backward(&l, 0, ROWS, false);
         int n = dit_train_params(l.net, &p);
         for (int i = 0; i < n; i++) {
             double along = 0, size = 0, step = 0.004, f[2];
@@ -135,10 +135,10 @@ TEST(dit_train_threads_and_recomputing_change_no_bit) {
     for (int block = 0; block < BLOCK_COUNT; block++) {
         struct learner one, other;
         open_learner(&one, "cpu", 1, (enum arch_block)block, RECOMPUTE_NONE);
-        backward(&one, 0, ROWS);
+        backward(&one, 0, ROWS, false);
         for (int how = 0; how < 3; how++) {
             open_learner(&other, "cpu", how == 1 ? 1 : how + 2, (enum arch_block)block, how ? RECOMPUTE_BLOCK : RECOMPUTE_NONE);
-            backward(&other, 0, ROWS);
+            backward(&other, 0, ROWS, false);
             same_gradients(&one, &other);
             CHECK(how == 0 || dit_train_bytes(other.net) < dit_train_bytes(one.net));
             close_learner(&other);
@@ -154,11 +154,10 @@ TEST(dit_train_gradients_add_up) {
         double diff = 0, size = 0;
         open_learner(&whole, "cpu", 2, (enum arch_block)block, RECOMPUTE_NONE);
         open_learner(&parts, "cpu", 2, (enum arch_block)block, RECOMPUTE_NONE);
-        backward(&whole, 0, ROWS);
-        backward(&parts, 0, ROWS);
-        CHECK(parts.k->zero(parts.k, dit_train_grads(parts.net), parts.floats * sizeof(float)) == 0);
-        backward(&parts, 0, 3);
-        backward(&parts, 3, 2);
+        backward(&whole, 0, ROWS, false);
+        backward(&parts, 0, ROWS, false);
+        backward(&parts, 0, 3, false); // nor does what is in the gradients
+        backward(&parts, 3, 2, true);
         for (size_t i = 0; i < whole.floats; i++) {
             double d = (double)whole.g[i] - (double)parts.g[i];
             diff += d * d, size += (double)whole.g[i] * (double)whole.g[i];
@@ -170,23 +169,29 @@ TEST(dit_train_gradients_add_up) {
 }
 
 struct ranges {
-    size_t floor;
+    char *told; // a byte a float
+    size_t floats;
     int n;
 };
 static void on_grads(void *ctx, size_t offset, size_t count) {
     struct ranges *r = ctx;
-    CHECK(offset + count == r->floor && count > 0);
-    r->floor = offset, r->n++;
+    CHECK(count > 0 && offset + count <= r->floats);
+    for (size_t i = offset; i < offset + count; i++) CHECK(r->told[i]++ == 0);
+    if (r->n++ == 0) CHECK(offset + count == r->floats);
 }
 
-TEST(dit_train_gradients_are_told_from_the_end_on) {
+TEST(dit_train_gradients_are_told_once_from_the_end_on) {
     for (int block = 0; block < BLOCK_COUNT; block++) {
         struct learner l;
         open_learner(&l, "ref", 1, (enum arch_block)block, RECOMPUTE_NONE);
-        struct ranges r = {.floor = l.floats};
+        struct ranges r = {.told = mem_array(l.floats, 1), .floats = l.floats};
+        bool modulated = block == BLOCK_ADALN || block == BLOCK_ADALN_ZERO;
+        CHECK(r.told != NULL);
         dit_train_on_grads(l.net, on_grads, &r);
-        backward(&l, 0, 1);
-        CHECK(r.floor == 0 && r.n == l.a.depth + 2);
+        backward(&l, 0, 1, false);
+        CHECK(r.n == (modulated ? 2 * (l.a.depth + 1) + 2 : l.a.depth + 2));
+        for (size_t i = 0; i < l.floats; i++) CHECK(r.told[i] == 1);
+        mem_free(r.told);
         close_learner(&l);
     }
 }
