@@ -204,6 +204,28 @@ TEST(parallel_sums_neighbouring_gradients_in_pieces) {
     all_end_well(2);
 }
 
+// Blocks and modulation come by turns: each kind is summed in pieces of its own, every float once
+TEST(parallel_sums_two_runs_of_gradients_by_turns) {
+    enum { BIG = 10 << 20 };
+    struct parallel_spec s = {0, 2, 0, "", some_port()};
+    struct parallel *p;
+    struct err e = {0};
+    float *grads = (float *)(uintptr_t)4096; // never read
+    static const size_t told[][2] = {{8 * BIG, 7}, {3 * BIG, BIG}, {7 * BIG, BIG},         {2 * BIG, BIG}, {6 * BIG, BIG},
+                                     {BIG, BIG},   {5 * BIG, BIG}, {4 * BIG + 9, BIG - 9}, {4 * BIG, 9},   {0, BIG}};
+    static const size_t want[][2] = {
+        {2 * BIG, 2 * BIG}, {6 * BIG, 2 * BIG + 7}, {4 * BIG + 9, 2 * BIG - 9}, {0, 2 * BIG}, {4 * BIG, 9}};
+    others(2, s.port, 0);
+    CHECK_OK(parallel_join(&p, &s, &fake, grads, &e), &e);
+    sums.count = sums.waits = 0;
+    for (size_t i = 0; i < sizeof told / sizeof *told; i++) parallel_gradients(p, told[i][0], told[i][1]);
+    CHECK_OK(parallel_finish(p, &e), &e);
+    CHECK(sums.count == sizeof want / sizeof *want && sums.waits == 1);
+    for (int i = 0; i < sums.count; i++) CHECK(sums.p[i] == grads + want[i][0] && sums.n[i] == want[i][1]);
+    parallel_free(p);
+    all_end_well(1);
+}
+
 TEST(parallel_a_rank_that_dies_is_named_to_all) {
     struct parallel_spec s = {0, 3, 0, "", some_port()};
     struct parallel *p;
