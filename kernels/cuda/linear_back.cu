@@ -241,6 +241,11 @@ int cuda_linear_gradients(struct kern *k, const struct kern_linear *opaque, floa
                           int units, int first, int count, bool add) {
     const struct cuda_linear *l = (const struct cuda_linear *)opaque;
     struct factors f = {};
+    if (units == 0 && !add) {
+        int rc = k->zero(k, dw, (size_t)count * (size_t)l->spec.in * sizeof *dw);
+        return rc < 0 || !db ? rc : k->zero(k, db, (size_t)count * sizeof *db);
+    }
+    if (units == 0) return KERN_OK;
     int rc = prepare(k, l, &f, dy, units, count);
     if (rc < 0) return rc;
     const size_t at = (size_t)first * kern_size(f.dy == dy ? f.yt : KERN_BF16);
