@@ -129,7 +129,7 @@ static int blame(struct trainer *t, const char *what, struct err *e) {
 }
 
 // Reads the step's numbers back, checks and sums them.
-static int account(struct trainer *t, double seconds, double *step_loss, struct err *e) {
+static int account(struct trainer *t, double *step_loss, struct err *e) {
     double norm2, moved2, sums[3] = {0, 0, *t->stop != 0};
     struct kern *k = t->k;
     int rc = k->download(k, t->host_loss, t->loss, (size_t)t->local * 2 * sizeof(float));
@@ -147,7 +147,7 @@ static int account(struct trainer *t, double seconds, double *step_loss, struct 
         objective_bins_add(&t->bins, t->row[i].place, t->host_loss[2 * i] * (t->c->objective.discrete ? 1 : t->row[i].velocity));
     *step_loss = sums[0] + sums[1];
     t->sum.loss += *step_loss, t->sum.mse += sums[0], t->sum.vb += sums[1];
-    t->sum.grad += sqrt(norm2), t->sum.moved += sqrt(moved2), t->sum.seconds += seconds;
+    t->sum.grad += sqrt(norm2), t->sum.moved += sqrt(moved2);
     t->published.loss += *step_loss, t->published.n++;
     return OK;
 }
@@ -158,9 +158,10 @@ static int one_step(struct trainer *t, struct err *e) {
     for (int m = 0; rc == OK && m < t->micros; m++) rc = microbatch(t, m, e);
     if (rc == OK) rc = reduce(t, e);
     if (rc == OK) rc = update(t, e);
-    if (rc == OK) rc = account(t, trainer_now() - start, &loss, e);
+    if (rc == OK) rc = account(t, &loss, e);
     if (rc != OK) return rc;
-    double seconds = trainer_now() - start;
+    double seconds = trainer_now() - start; // the device's work too: account has waited for it
+    t->sum.seconds += seconds;
     t->step_seconds = t->step_seconds > 0 ? 0.98 * t->step_seconds + 0.02 * seconds : seconds;
     t->step++;
     t->held = false;
