@@ -21,12 +21,12 @@ struct train_flags {
         ema[TRAIN_TEXT], out[TRAIN_TEXT];
     char resume[TRAIN_TEXT], init[TRAIN_TEXT], publish[TRAIN_TEXT], publish_when[TRAIN_TEXT], guide_channels[TRAIN_TEXT],
         backend[TRAIN_TEXT], precision[TRAIN_TEXT];
-    char recompute[TRAIN_TEXT], devices[TRAIN_TEXT];
+    char publish_storage[TRAIN_TEXT], recompute[TRAIN_TEXT], devices[TRAIN_TEXT];
     int64_t width, depth, heads, patch, classes, size, channels, steps, batch, microbatch, warmup, seed, save_every, keep,
         keep_every, publish_every;
     int64_t log_every, sample_every, sample_steps, sample_each, threads, data_threads;
     double mlp_ratio, t_mean, t_std, dropout, lr, lr_end, beta1, beta2, eps, decay, clip, guidance;
-    bool learn_sigma, flip;
+    bool learn_sigma, flip, publish_default;
     struct option_words words;
     unsigned char source[TRAIN_OPTIONS]; // PRIVATE
 };

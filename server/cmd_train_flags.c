@@ -88,6 +88,8 @@ static const struct option_desc options[] = {
     WHOLE("publish-every", publish_every, "5000", 1, MANY, "steps between publications"),
     CHOICE("publish-when", publish_when, "always", "always|improved",
            "improved: only when the mean loss since the last one is the lowest"),
+    CHOICE("publish-storage", publish_storage, "f32", "f32|f16|bf16", "how published matrices are stored; vectors stay f32"),
+    ONOFF("publish-default", publish_default, "false", "the model is served when a request names none"),
     TEXT("guidance-channels", guide_channels, "3", "leading channels that guidance acts on: a number (the authors: 3) or `all`"),
     HEADING("What is seen"),
     WHOLE("log-every", log_every, "100", 1, MANY, "steps a line of log.jsonl"),
@@ -309,6 +311,8 @@ static void set_numbers(struct train_config *c, const struct train_flags *f) {
     c->out = f->out, c->save_every = f->save_every, c->keep = (int)f->keep, c->keep_every = f->keep_every;
     c->publish = or_null(f->publish), c->publish_every = f->publish_every,
     c->publish_improved = strcmp(f->publish_when, "improved") == 0;
+    c->publish_storage = f->publish_storage[0] == 'b' ? DT_BF16 : strcmp(f->publish_storage, "f16") == 0 ? DT_F16 : DT_F32;
+    c->desc.is_default = f->publish_default;
     c->resume = or_null(f->resume), c->init = or_null(f->init);
     c->log_every = f->log_every, c->sample_every = f->sample_every, c->sample_steps = (int)f->sample_steps,
     c->sample_each = (int)f->sample_each;

@@ -338,7 +338,7 @@ static int convert(struct import_table *it, struct tensor *t, enum dtype to, str
     int rc = wide && narrow ? tensor_to_f32(wide, t, e) : err_set(e, E_NOMEM, "no memory to convert tensor '%s'", t->name);
     for (size_t i = 0; i < t->count && rc == OK; i++)
         if (convert_value(narrow, i, wide[i], to) != OK)
-            rc = err_param(e, E_RANGE, t->name, "tensor '%s' holds %g, too large for f16: use --storage bf16 or f32", t->name,
+            rc = err_param(e, E_RANGE, t->name, "tensor '%s' holds %g, too large for f16: bf16 and f32 can store it", t->name,
                            (double)wide[i]);
     mem_free(wide);
     if (rc != OK) {

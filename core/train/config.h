@@ -32,6 +32,7 @@ struct train_config {
     const char *publish;            // model directory, or NULL
     int64_t publish_every;          // steps
     bool publish_improved;          // only when the mean loss since the last publication is the lowest
+    enum dtype publish_storage;     // of published matrices: DT_F32, DT_F16, DT_BF16 (import_convert)
     const char *vae;                // for the pictures of latents, or NULL
     const char *resume, *init;      // a checkpoint, "auto", or NULL; a checkpoint for fine-tuning, or NULL
     /* what people see */

@@ -9,6 +9,7 @@
 #include "core/base/fault.h"
 #include "core/base/mem.h"
 #include "core/io/file.h"
+#include "core/io/import.h"
 #include "core/io/model_publish.h"
 #include "core/train/data_int.h"
 
@@ -70,6 +71,7 @@ static void remove_old(const struct train_config *c) {
 
 static void publish(struct keeper *k) {
     struct tensor_table table = {0};
+    struct import_table stored = {0};
     const struct snapshot *s = k->snapshot;
     struct err *e = &k->publish_err;
     k->desc = k->config->desc; // its labels stay the configuration's
@@ -77,7 +79,10 @@ static void publish(struct keeper *k) {
     if (!k->config->objective.discrete && (k->desc.n_loss_curve = objective_bins_curve(&s->bins, k->curve)) > 1)
         k->desc.loss_curve = k->curve;
     else k->desc.n_loss_curve = 0;
-    if (dit_train_export(s->net, &table, s->array[SNAPSHOT_EMA], e) == OK) model_publish(k->config->publish, &k->desc, &table, e);
+    if (dit_train_export(s->net, &table, s->array[SNAPSHOT_EMA], e) == OK &&
+        import_convert(&stored, &table, k->config->publish_storage, e) == OK)
+        model_publish(k->config->publish, &k->desc, &stored.table, e);
+    import_free(&stored);
     mem_free(table.tensors);
 }
 

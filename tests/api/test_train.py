@@ -113,6 +113,28 @@ def test_recipes_are_good_and_variables_count(tmp_path, pictures):
     assert "40 examples" in done.stdout and not (tmp_path / "checkpoints").exists()
 
 
+def published(directory):
+    """model.json, and the weights file's tensors by name: dtype and bytes."""
+    desc = json.loads((directory / "model.json").read_text())
+    raw = (directory / desc["weights"]["file"]).read_bytes()
+    (n,) = struct.unpack("<Q", raw[:8])
+    head = {k: v for k, v in json.loads(raw[8:8 + n]).items() if k != "__metadata__"}
+    return desc, {k: (v["dtype"], v["shape"], raw[8 + n:][slice(*v["data_offsets"])]) for k, v in head.items()}
+
+
+def test_published_weights_are_stored_as_asked(tmp_path, pictures):
+    for storage, more in (("f32", []), ("f16", ["--publish-default"])):
+        train(pictures, tmp_path / storage, "--steps", 3, "--warmup", 0, "--publish", tmp_path / "models" / storage, "--publish-storage", storage, *more)
+    (wide, whole), (narrow, stored) = published(tmp_path / "models" / "f32"), published(tmp_path / "models" / "f16")
+    assert "default" not in wide and narrow["default"] is True
+    assert whole.keys() == stored.keys() and {v[0] for v in whole.values()} == {"F32"}
+    for name, (dtype, shape, data) in stored.items():
+        assert dtype == ("F16" if len(shape) > 1 else "F32"), name
+        kind = "e" if dtype == "F16" else "f"
+        assert data == struct.pack(f"<{len(data) // struct.calcsize(kind)}{kind}", *struct.unpack(f"<{len(whole[name][2]) // 4}f", whole[name][2])), name
+    assert "publish-storage" in train(pictures, tmp_path, "--publish-storage", "f8", code=2).stderr
+
+
 class Versions(threading.Thread):
     """Keeps a copy of each model.json that was there, by its digest."""
 
