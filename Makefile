@@ -129,6 +129,7 @@ $(OUT)/libsitd_cuda.so: $(CUDA_OBJ)
 	$(Q)$(NVCC) -shared -cudart static -o $@ $^ -lcublasLt -Xlinker -rpath,'$$ORIGIN:$$ORIGIN/lib:/usr/local/cuda/lib64:$(CUDA_HOME)/lib64'
 -include $(CUDA_OBJ:.o=.d)
 CUDA_TEST_OBJ := $(patsubst %.c,$(OUT)/%.o,tests/main.c tests/ops/cases.c tests/ops/cases_train.c $(wildcard tests/cuda/*.c))
+-include $(CUDA_TEST_OBJ:.o=.d)
 $(OUT)/run-cuda: $(CUDA_TEST_OBJ) $(OUT)/libsitd.a
 	@echo "  LINK  $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
