@@ -7,7 +7,8 @@
  *   1. Only algorithms without split-K and without workspace are considered: then one block sums one output over K in order.
  *   2. The first choice of the heuristics at the largest size is the reference; what it computes from random factors are the
  * reference bits. (Not the fastest: timings differ from start to start, and a seed's picture must not.)
- *   3. What the heuristics propose for any size is a candidate for every size. For each size (unit, 2 unit, 4 unit, ... lines)
+ *   3. What the heuristics propose for any size is a candidate for every size; for many lines there are also tiles that they pass
+ * over (known). For each size (unit, 2 unit, 4 unit, ... lines)
  * the fastest of them are run on the first and on the last lines of those factors. Only candidates whose output equals the
  * reference bits everywhere are admitted; of them the fastest is kept. A product of any number of lines takes the algorithm of
  * the next size up. Layers of one shape share a plan. If there is no memory for trying, the reference algorithm serves all sizes.
@@ -30,6 +31,7 @@
 #define CANDIDATES 256
 #define PROPOSALS                                                                                                                \
     8 // asked of the heuristics for a size; more cost time at load, as the code of each must be fetched from a large library
+#define MANY 4096 // lines, of products for which propose_known's tiles are tried
 #define FINALISTS 12             // whose bits are looked at, and which are timed well
 #define COLD ((size_t)128 << 20) // bytes of weights that no cache holds
 
@@ -122,7 +124,7 @@ int plan_run(struct kern *k, const struct plan *plan, void *y, const void *x, co
 /* ---- choosing ---- */
 
 struct pool {
-    int n;
+    int n, known; // candidates; the first of those that are for many lines only
     cublasLtMatmulAlgo_t algo[CANDIDATES];
 };
 
@@ -149,6 +151,29 @@ static void propose(struct kern *k, struct pool *pool, const struct plan_key *ke
         while (j < pool->n && memcmp(&pool->algo[j], &all[i].algo, sizeof all[i].algo) != 0) j++;
         if (j == pool->n && all[i].state == CUBLAS_STATUS_SUCCESS && (split || (all[i].workspaceSize == 0 && splits <= 1)))
             pool->algo[pool->n++] = all[i].algo;
+    }
+}
+
+/*
+ * What the heuristics pass over though it was the fastest, or near, for some product of 16,384 lines: tiles of 128 x 144, 128 x 160,
+ * 128 x 128 and 192 x 192 with clusters of two in either direction, in cuBLASLt's numbers (SPEED.md has the search). Whether one
+ * runs here at all, and with which bits, is seen by trying.
+ */
+static void propose_known(struct pool *pool) {
+    static const struct {
+        uint32_t tile, custom;
+        uint16_t cluster;
+    } known[] = {{29, 1, 3}, {29, 9, 3}, {29, 11, 5}, {406, 1, 3},  {406, 9, 3},  {406, 3, 5}, {406, 11, 5}, {406, 3, 2},
+                 {406, 11, 2}, {20, 3, 5}, {20, 11, 5}, {20, 3, 2}, {20, 11, 2}, {209, 7, 5}, {31, 15, 5}};
+    const int first = pool->known = pool->n;
+    for (size_t i = 0; first && i < sizeof known / sizeof *known && pool->n < CANDIDATES; i++) {
+        cublasLtMatmulAlgo_t a = pool->algo[0];
+        cublasLtMatmulAlgoConfigSetAttribute(&a, CUBLASLT_ALGO_CONFIG_TILE_ID, &known[i].tile, sizeof known[i].tile);
+        cublasLtMatmulAlgoConfigSetAttribute(&a, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, &known[i].custom, sizeof known[i].custom);
+        cublasLtMatmulAlgoConfigSetAttribute(&a, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, &known[i].cluster, sizeof known[i].cluster);
+        int j = 0;
+        while (j < pool->n && memcmp(&pool->algo[j], &a, sizeof a) != 0) j++;
+        if (j == pool->n) pool->algo[pool->n++] = a;
     }
 }
 
@@ -279,7 +304,7 @@ static void choose_level(struct kern *k, struct plan *plan, int level, struct tr
     float best = 1e30f, limit = 1e30f;
     if (describe(k, &p, &plan->key, t->bias, lines) < 0) return;
     if (plan->key.xt == KERN_F8) set_scales(&p, t->scales, t->scales);
-    for (int i = 0; i < pool->n; i++) // the first run loads its code, or says that it is not for this size
+    for (int i = 0; i < (lines < MANY ? pool->known : pool->n); i++) // the first run loads its code, or says that it is not for this size
         if (time_one(k, t, &plan->key, &p, lines, 1, 1, &pool->algo[i]) < 1e30f)
             f[n++] = (struct finalist){time_one(k, t, &plan->key, &p, lines, 1, 3, &pool->algo[i]), i};
     qsort(f, (size_t)n, sizeof *f, by_time);
@@ -303,6 +328,7 @@ static int choose(struct kern *k, struct plan *plan, const void *w) {
                          plan->key.K);
     for (int i = 0; i < plan->levels; i++) plan->level[i].algo = pool.algo[0];
     for (int i = plan->levels - 1; i >= 0; i--) propose(k, &pool, &plan->key, w, plan->level[i].lines);
+    propose_known(&pool);
     if (trial_begin(k, &t, &plan->key, w, most) && describe(k, &p, &plan->key, t.bias, most) == KERN_OK &&
         (plan->key.xt != KERN_F8 || set_scales(&p, t.scales, t.scales)) &&
         multiply(k, &p, t.want, t.x, w, &pool.algo[0]) == CUBLAS_STATUS_SUCCESS)
