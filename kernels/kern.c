@@ -53,7 +53,8 @@ const char *kern_auto(char *why, size_t why_size) { return kern_devices("cuda", 
 bool kern_precision(struct kern_config *cfg, const char *name) {
     static const struct { const char *name; enum kern_dtype act; enum kern_product product; } all[] = {
         {"f32", KERN_F32, KERN_PRODUCT_ACT}, {"tf32", KERN_F32, KERN_PRODUCT_TF32}, {"bf16", KERN_BF16, KERN_PRODUCT_ACT},
-        {"f16", KERN_F16, KERN_PRODUCT_ACT}, {"fp8", KERN_BF16, KERN_PRODUCT_FP8}};
+        {"f16", KERN_F16, KERN_PRODUCT_ACT}, {"fp8", KERN_BF16, KERN_PRODUCT_FP8},
+        {"fp8-static", KERN_BF16, KERN_PRODUCT_FP8_STATIC}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (!strcmp(all[i].name, name)) return cfg->act = all[i].act, cfg->product = all[i].product, true;
     return false;

@@ -56,7 +56,8 @@ struct kern_linear_spec {
     enum kern_dtype w_store;  // element type of the w that is given
     bool x_f32, y_f32;        // x (y) is float32 even when k->act is not. Both true: the product itself runs in float32
     bool y_stream;            // with y_f32: y is the residual stream, elements of k->stream
-    bool x_fp8;               // where the back end has gate_norm_fp8: x comes from it or from norm_modulate_fp8
+    bool x_fp8;               // where the back end has gate_norm_fp8: x comes from it, from norm_modulate_fp8 or from a layer with y_for
+    const struct kern_linear *y_for; // NULL, or where the back end has gate_norm_fp8: y in the form that this layer with x_fp8 reads
 };
 
 /*
@@ -169,7 +170,8 @@ struct kern_adamw { // doubles, as 1 - 0.9999 in float32 is 2e-4 off
 
 typedef int kern_rows_fn(struct kern *lane, void *ctx, int r0, int n, int s0);
 
-enum kern_product { KERN_PRODUCT_ACT, KERN_PRODUCT_TF32, KERN_PRODUCT_FP8 }; // in k->act; float32 factors of 10 bits; e4m3 behind norms
+// in k->act; float32 factors of 10 bits; e4m3 behind norms and in MLPs, with a scale a token and a scale an output, or fixed scales (calibrate)
+enum kern_product { KERN_PRODUCT_ACT, KERN_PRODUCT_TF32, KERN_PRODUCT_FP8, KERN_PRODUCT_FP8_STATIC };
 
 struct kern_config {
     const char *backend;        // "ref", "cpu", "cuda", or "auto" (see kern_auto)
@@ -241,11 +243,16 @@ struct kern {
     // x += gate*h (h act), then, unless y is NULL, y = LN(x)*(1 + scale) + shift as above
     int (*gate_norm)(struct kern *, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale, int ld,
                      int R, int T, int C, float eps, void *save_xhat, float *save_rstd);
-    // NULL but where products behind norms run in e4m3: the same with y in the form that layers with spec.x_fp8 read (no larger than act's)
-    int (*norm_modulate_fp8)(struct kern *, void *y, const void *x, const float *shift, const float *scale, int ld,
-                             int R, int T, int C, float eps, void *save_xhat, float *save_rstd);
+    // NULL but where products behind norms run in e4m3: the same with y in the form that `reader`, a layer with spec.x_fp8, reads (no larger than
+    // act's)
+    int (*norm_modulate_fp8)(struct kern *, void *y, const void *x, const float *shift, const float *scale, int ld, int R, int T, int C,
+                             float eps, const struct kern_linear *reader);
     int (*gate_norm_fp8)(struct kern *, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale, int ld,
-                         int R, int T, int C, float eps, void *save_xhat, float *save_rstd);
+                         int R, int T, int C, float eps, const struct kern_linear *reader);
+    bool fp8_pre; // a layer with spec.y_for wants save_pre's memory as scratch
+    // NULL but where e4m3's scales are fixed. Between calibrate(true) and calibrate(false) every layer with x_fp8 widens the scale of its x to what
+    // it reads, with room for eight times as much; values beyond a scale become the largest number. Scales begin small, so several passes are needed.
+    int (*calibrate)(struct kern *, bool on);
     // o (act) [R, T, H*D] from qkv (act) [R, T, 3*H*D]: q, k, v blocks, each head-major; softmax(q k^T / sqrt(D)) v. save_lse [R, H, T]
     int (*attention)(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);
 
@@ -345,9 +352,9 @@ struct kern {
 
 // Opens a back end. On failure *out is NULL and why (may be NULL) has the text. Caller closes with kern_close.
 int kern_open(struct kern **out, const struct kern_config *, char *why, size_t why_size);
-// The names of precisions, "f32", "tf32", "bf16", "f16", "fp8", to act and product. False: no such name
+// The names of precisions (KERN_PRECISIONS) to act and product. False: no such name
 bool kern_precision(struct kern_config *, const char *name);
-#define KERN_PRECISIONS "f32|tf32|bf16|f16|fp8"
+#define KERN_PRECISIONS "f32|tf32|bf16|f16|fp8|fp8-static"
 void kern_close(struct kern *); // NULL is fine; all its buffers and layers must have been freed
 int kern_devices(const char *backend, char *why, size_t why_size); // how many there are; none: why says what is missing
 // "cuda" where there is a GPU that it can use, else "cpu", and why has what is missing

@@ -34,7 +34,7 @@ static const char help[] =
     "  --table                a table instead of JSON lines\n"
     "  --any-bits             cuda: let a row's bits depend on the size of its batch\n"
     "  --exact-residual       cuda: keep the residual stream in float32\n"
-    "  --backend cpu|cuda|ref|auto  --precision f32|tf32|bf16|f16|fp8  --threads N\n";
+    "  --backend cpu|cuda|ref|auto  --precision f32|tf32|bf16|f16|fp8|fp8-static  --threads N\n";
 
 struct options {
     const char *model, *shape, *block, *rows;
@@ -294,7 +294,7 @@ static int bench_model(const struct options *o, struct kern *k, const struct arc
     int rc = dit_new(&m, k, a, w, a->in_channels, most, e);
     p.load_s = now() - before;
     if (rc == OK) rc = product_gflops(&p.ceiling, k, e);
-    if (rc == OK && (o->error || o->kern.product == KERN_PRODUCT_FP8)) rc = error_of(&p.error, m, k, o, a, w, e);
+    if (rc == OK && (o->error || o->kern.product >= KERN_PRODUCT_FP8)) rc = error_of(&p.error, m, k, o, a, w, e);
     if (rc == OK && o->table) {
         printf("%s, %s, loaded in %.2f s, one large product %.0f GFLOP/s", k->device, o->precision, p.load_s, p.ceiling);
         if (p.error >= 0) printf(", error against f32 %.3g", p.error);

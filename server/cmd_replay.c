@@ -19,7 +19,7 @@ static const char help[] =
     "                       gradients, 1e-3 dopri5)\n"
     "  --heads N            attention heads, instead of the case's\n"
     "  --backend NAME       cpu (default), cuda, ref, or auto\n"
-    "  --precision P        f32 (default), tf32, bf16, f16, fp8\n"
+    "  --precision P        f32 (default), tf32, bf16, f16, fp8, fp8-static\n"
     "  --threads N          compute threads (default: what the machine allows)\n";
 
 static int usage(const char *what, const char *value) {

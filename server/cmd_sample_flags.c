@@ -32,7 +32,7 @@ static const char help[] =
     "  --churn X  --s-min X  --s-max X  --s-noise X  --rho X  --sigma-min X  --sigma-max X             edm\n"
     "  --guidance X           guidance scale (default 1)\n"
     "  --request JSON         further fields, as in POST /v1/samples\n"
-    "  --backend auto|cpu|cuda|ref  --precision f32|tf32|bf16|f16|fp8  --threads N  --max-rows N\n";
+    "  --backend auto|cpu|cuda|ref  --precision f32|tf32|bf16|f16|fp8|fp8-static  --threads N  --max-rows N\n";
 
 int sample_usage(const char *what, const char *value) {
     fprintf(stderr, "sitd sample: %s%s\n`sitd sample --help` lists the options\n", what, value);

@@ -14,7 +14,7 @@ static const struct option_desc options[] = {
     {"listen", OPTION_TEXT, AT(listen), "127.0.0.1:8080", 0, 0, NULL, "HOST:PORT, [V6]:PORT or unix:PATH; port 0 picks a free one"},
     {"backend", OPTION_CHOICE, AT(backend), "auto", 0, 0, "auto|cpu|cuda|ref", "what computes; auto: a GPU where there is one"},
     {"devices", OPTION_TEXT, AT(devices), "0", 0, 0, NULL, "which of them: numbers from 0 such as 0,1, or all; of cpu each is a pool of threads"},
-    {"precision", OPTION_CHOICE, AT(precision), "f32", 0, 0, "f32|tf32|bf16|f16|fp8", "number format of the matrix products; tf32, f16 and fp8 on GPUs"},
+    {"precision", OPTION_CHOICE, AT(precision), "f32", 0, 0, "f32|tf32|bf16|f16|fp8|fp8-static", "number format of the matrix products; tf32, f16 and fp8 on GPUs"},
     {"max-rows", OPTION_NUMBER, AT(max_rows), "16", 2, 4096, NULL, "rows of the largest batch; a guided image takes two"},
     {"threads", OPTION_NUMBER, AT(threads), "0", 0, 1024, NULL, "compute threads; 0: what affinity and cgroup allow"},
     {"nice", OPTION_NUMBER, AT(nice), "19", 0, 19, NULL, "niceness of the compute threads"},

@@ -96,7 +96,7 @@ static int reserve_one_set(struct dit *m, size_t lines, struct err *e) {
            MLP = lines * larger((size_t)m->encoder.MLP, (size_t)m->decoder.MLP) * kern_dtype_size(m->k->act);
     struct dit_set *s = &m->sets[0];
     const struct wanted wanted[] = {
-        {&s->part[0].in, C}, {&s->part[0].out, C}, {&s->qkv, 3 * C}, {&s->attn, C}, {&s->mlp, MLP},
+        {&s->part[0].in, C}, {&s->part[0].out, C}, {&s->qkv, 3 * C}, {&s->attn, C}, {&s->mlp, MLP}, {&s->pre, m->k->fp8_pre ? MLP : 0},
     };
     if (reserve_all(m, wanted, sizeof wanted / sizeof *wanted, e)) return e->status;
     for (int p = 1; p < PARTS; p++) s->part[p] = s->part[0];
@@ -217,6 +217,7 @@ int dit_new(struct dit **out, struct kern *k, const struct arch *a, const struct
     if (arch_match(a, w, e) || dit_begin(&m, k, a, keep, max_rows, e)) return e->status;
     int rc = dit_load(m, w, e);
     if (rc == OK) rc = dit_reserve(m, false, e);
+    if (rc == OK && k->calibrate) rc = dit_calibrate(m, e);
     if (rc == OK && k->graph_begin) rc = record(m, e);
     if (rc != OK) return dit_free(m), rc;
     *out = m;

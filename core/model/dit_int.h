@@ -4,6 +4,7 @@
  *
  *   dit.c         the public calls, buffers, conditioning
  *   dit_load.c    tensors to layers
+ *   dit_calibrate.c  scales of numbers in e4m3
  *   listing.c     forward: one row's tokens through the network, in all designs
  *   dit_train.c   a network that learns: flat arrays, backward (dit_back.c), initial values (dit_init.c)
  */
@@ -125,6 +126,9 @@ int dit_failed(const struct dit *, int kern_rc, struct err *);       // a kern s
 int dit_buffer(struct dit *, void *out, size_t bytes, struct err *); // allocates, owns and counts; out is a pointer's address
 int dit_buffer_from(struct dit *, float **out, const float *host, size_t count, struct err *);
 int dit_units(int lines); // of KERN_VEC
+
+// dit_calibrate.c. Passes over noise from which a back end with fixed scales (kern.h, calibrate) finds them
+int dit_calibrate(struct dit *, struct err *);
 
 // dit_load.c. The layers, from a table or, where the network learns, over its flat array
 int dit_load(struct dit *, const struct tensor_table *, struct err *);

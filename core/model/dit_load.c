@@ -344,13 +344,14 @@ static int load_block(struct dit *m, const struct dit_stage *g, struct dit_block
         enum kern_act act;
     } layers[] = {
         {&b->qkv, "attn.qkv", 3 * g->C, g->C, KERN_NONE},     {&b->proj, "attn.proj", g->C, g->C, KERN_NONE},
-        {&b->fc1, "mlp.fc1", g->MLP, g->C, KERN_GELU_TANH},   {&b->fc2, "mlp.fc2", g->C, g->MLP, KERN_NONE},
+        {&b->fc2, "mlp.fc2", g->C, g->MLP, KERN_NONE},        {&b->fc1, "mlp.fc1", g->MLP, g->C, KERN_GELU_TANH},
         {&b->cross_q, "cross_attn.q", g->C, g->C, KERN_NONE}, {&b->cross_proj, "cross_attn.proj", g->C, g->C, KERN_NONE},
     };
     bool cross = m->a.block == BLOCK_CROSS_ATTENTION;
     for (size_t i = 0; i < (cross ? 6 : 4); i++) {
         struct kern_linear_spec spec = {.out = layers[i].rows, .in = layers[i].cols, .unit = m->L, .act = layers[i].act};
-        spec.x_fp8 = layers[i].out == &b->qkv || layers[i].out == &b->fc1 || layers[i].out == &b->cross_q; // those behind a norm
+        spec.x_fp8 = layers[i].out != &b->proj && layers[i].out != &b->cross_proj; // those behind a norm or in the MLP
+        if (layers[i].out == &b->fc1) spec.y_for = b->fc2.run;
         if (one_linear(m, layers[i].out, w, prefix, layers[i].name, spec, e)) return e->status;
     }
     static const char *const norms[PARTS] = {[PART_SELF] = "norm1", [PART_CROSS] = "norm_cross", [PART_MLP] = "norm2"};

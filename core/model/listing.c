@@ -74,6 +74,12 @@ static int work(struct kern *k, const struct dit *m, const struct dit_stage *g, 
     return k->linear(k, b->fc2.run, p->out, s->mlp, n, NULL);
 }
 
+// The first layer of a part, which reads what the norm before it writes
+static const struct kern_linear *reader(const struct dit_stage *g, int i, int part) {
+    const struct dit_block *b = &g->blocks[i];
+    return part == PART_SELF ? b->qkv.run : part == PART_CROSS ? b->cross_q.run : b->fc1.run;
+}
+
 int dit_run_block(struct kern *k, const struct dit *m, const struct dit_stage *g, int i, const struct dit_set *s,
                   const struct dit_part *next, void *stream, int r0, int n) {
     for (int part = PART_SELF, follows; part < PARTS; part = follows) {
@@ -85,8 +91,13 @@ int dit_run_block(struct kern *k, const struct dit *m, const struct dit_stage *g
         struct dit_vectors v = dit_vectors_at(m, g, i, part, r0),
                            u = dit_vectors_at(m, g, last ? i + 1 : i, last ? PART_SELF : follows, r0);
         TRY(work(k, m, g, i, part, s, r0, n));
-        TRY((fp8 ? k->gate_norm_fp8 : k->gate_norm)(k, to->in, stream, s->part[part].out, v.gate, u.shift, u.scale, m->mod_ld, n,
-                                                    m->L, g->C, follows == PART_MLP ? m->eps_mlp : DIT_EPS, to->xhat, to->rstd));
+        float eps = follows == PART_MLP ? m->eps_mlp : DIT_EPS;
+        if (fp8)
+            TRY(k->gate_norm_fp8(k, to->in, stream, s->part[part].out, v.gate, u.shift, u.scale, m->mod_ld, n, m->L, g->C, eps,
+                                 last ? reader(g, i + 1, PART_SELF) : reader(g, i, follows)));
+        else
+            TRY(k->gate_norm(k, to->in, stream, s->part[part].out, v.gate, u.shift, u.scale, m->mod_ld, n, m->L, g->C, eps,
+                             to->xhat, to->rstd));
     }
     return KERN_OK;
 }
@@ -100,8 +111,10 @@ static void *input_at(const struct dit *m, int i, int row) {
 static int first_norm(struct kern *k, const struct dit *m, const struct dit_stage *g, int i, const struct dit_part *to,
                       const void *stream, int r0, int n) {
     struct dit_vectors v = dit_vectors_at(m, g, i, PART_SELF, r0);
-    return (k->norm_modulate_fp8 ? k->norm_modulate_fp8 : k->norm_modulate)(k, to->in, stream, v.shift, v.scale, m->mod_ld, n,
-                                                                            m->L, g->C, DIT_EPS, to->xhat, to->rstd);
+    if (k->norm_modulate_fp8)
+        return k->norm_modulate_fp8(k, to->in, stream, v.shift, v.scale, m->mod_ld, n, m->L, g->C, DIT_EPS,
+                                    reader(g, i, PART_SELF));
+    return k->norm_modulate(k, to->in, stream, v.shift, v.scale, m->mod_ld, n, m->L, g->C, DIT_EPS, to->xhat, to->rstd);
 }
 
 // Block i's set in a pass: without what backward would read, where backward will make it again.

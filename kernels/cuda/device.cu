@@ -269,7 +269,8 @@ extern "C" __attribute__((visibility("default"))) int sitd_cuda_open(struct kern
         return cuda_fail(k, KERN_EUNSUPPORTED, "%s belongs to another version of this program", KERN_CUDA_LIBRARY);
     int rc = find_device(k, cfg->device, &p);
     if (rc < 0) return rc;
-    if (cfg->product == KERN_PRODUCT_FP8 && (p.major != 9 || p.minor != 0)) // other architectures scale otherwise
+    const bool fp8_fixed = cfg->product == KERN_PRODUCT_FP8_STATIC, fp8 = cfg->product == KERN_PRODUCT_FP8 || fp8_fixed;
+    if (fp8 && (p.major != 9 || p.minor != 0)) // other architectures scale otherwise
         return cuda_fail(k, KERN_EUNSUPPORTED, "precision fp8 needs a Hopper GPU (compute capability 9.0); %s has %d.%d", p.name,
                          p.major, p.minor);
     struct cuda *c = (struct cuda *)calloc(1, sizeof *c);
@@ -290,13 +291,16 @@ extern "C" __attribute__((visibility("default"))) int sitd_cuda_open(struct kern
     if (cfg->any_bits) rc = cuda_check(k, cudaMalloc(&c->workspace, WORKSPACE_BYTES), "a workspace of products");
     if (rc < 0) return cuda_close(k), rc;
     c->tf32 = cfg->product == KERN_PRODUCT_TF32;
+    c->fp8_fixed = fp8_fixed;
     k->picture = cfg->act == KERN_F32 ? KERN_F32 : KERN_BF16;
     k->pixels = PIXELS;
     snprintf(k->device, sizeof k->device, "%.60s, GPU %d, %.0f GiB", p.name, cfg->device, (double)p.totalGlobalMem / (1 << 30));
     fill(k);
-    if (cfg->product == KERN_PRODUCT_FP8) {
+    if (fp8) {
         k->norm_modulate_fp8 = cuda_norm_modulate_fp8;
         k->gate_norm_fp8 = cuda_gate_norm_fp8;
+        k->fp8_pre = !fp8_fixed;
+        k->calibrate = fp8_fixed ? cuda_calibrate : NULL;
     }
     return KERN_OK;
 }

@@ -26,6 +26,8 @@ struct cuda { // k->impl
     bool hopper;     // compute capability 9.0: wgmma
     void *workspace; // any_bits: of products that are split along K, else NULL
     bool tf32;       // float32 products round their factors to 10 bits
+    bool fp8_fixed;  // e4m3 factors have one scale each (fp8.cu), not one a line
+    bool calibrating;
     bool capturing;
     /* staging: small host arrays go through pinned memory to the device without waiting. Two halves; an event guards the reuse of
      * each. */
@@ -66,9 +68,10 @@ int cuda_condition(struct kern *, float *silu_c, const float *temb, const float 
 int cuda_norm_modulate(struct kern *, void *y, const void *x, const float *shift, const float *scale, int ld, int R, int T, int C,
                        float eps, void *save_xhat, float *save_rstd);
 int cuda_norm_modulate_fp8(struct kern *, void *y, const void *x, const float *shift, const float *scale, int ld, int R, int T,
-                           int C, float eps, void *save_xhat, float *save_rstd);
+                           int C, float eps, const struct kern_linear *reader);
 int cuda_gate_norm_fp8(struct kern *, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale,
-                       int ld, int R, int T, int C, float eps, void *save_xhat, float *save_rstd);
+                       int ld, int R, int T, int C, float eps, const struct kern_linear *reader);
+int cuda_calibrate(struct kern *, bool on);
 int cuda_gate_norm(struct kern *, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale,
                    int ld, int R, int T, int C, float eps, void *save_xhat, float *save_rstd);
 int cuda_attention(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);

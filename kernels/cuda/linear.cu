@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
 /*
  * linear: a layer made ready. Four ways:
- *   LT      token matrices: cuBLASLt with pinned algorithms (plan.cu), bias and, in 16 bits, GELU in its epilogue. Behind a norm
- * they are e4m3 products where the run is (spec.x_fp8): w with a scale a line, x with a scale a token, results in bfloat16; WIDE
- * conditioning vectors of a 16-bit run with many weights: the same with activations and weights rounded to float16 and float32
- *           results. 11 bits are an eighth of bfloat16's error for the same bytes, and reading the weights is the cost. (A second
- * float16 number for the rest of each activation was tried: 1.01e-3 over 50 steps of XL where this gives 0.93e-3.) VECTOR  those
- * with few weights (vector.cu); PLAIN   everything else (plain.cu): float32 vectors, the patch embedding, shapes that are not
- * multiples of 8. Weights go up in pieces in the type they are stored in and are converted on the device.
+ *   LT      token matrices: cuBLASLt with pinned algorithms (plan.cu), bias and, in 16 bits, GELU in its epilogue. Behind norms
+ *           and in MLPs they are e4m3 products where the run is (spec.x_fp8, fp8.cu).
+ *   WIDE    conditioning vectors of a 16-bit run with many weights: the same with activations and weights rounded to float16
+ *           and float32 results. 11 bits are an eighth of bfloat16's error for the same bytes, and reading the weights is the
+ *           cost. (A second float16 number for the rest of each activation was tried: 1.01e-3 over 50 steps of XL where this
+ *           gives 0.93e-3.)
+ *   VECTOR  those with few weights (vector.cu).
+ *   PLAIN   everything else (plain.cu): float32 vectors, the patch embedding, shapes that are not multiples of 8.
+ * Weights go up in pieces in the type they are stored in and are converted on the device.
  */
 #include "kernels/cuda/train.cuh"
 
@@ -79,7 +81,7 @@ void cuda_linear_free(struct kern *k, struct kern_linear *opaque) {
     struct cuda_linear *l = (struct cuda_linear *)opaque;
     if (!l) return;
     cudaStreamSynchronize(cuda_of(k)->stream);
-    void *buffers[] = {l->w != l->w_live ? l->w : NULL, l->bias != l->b_live ? l->bias : NULL, l->half, l->scales};
+    void *buffers[] = {l->w != l->w_live ? l->w : NULL, l->bias != l->b_live ? l->bias : NULL, l->half, l->scales, l->fixed};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
         if (buffers[i]) cudaFree(buffers[i]);
     free(l);
@@ -102,43 +104,19 @@ enum way linear_way(const struct kern *k, const struct kern_linear_spec *s) {
 
 static bool is_fp8(const struct kern *k, const struct kern_linear_spec *s) { return s->x_fp8 && k->gate_norm_fp8; }
 
+// e4m3 with a scale a token: GELU is a pass of its own, as only then a token's largest number is known
+static bool gelu_apart(const struct kern *k, const struct kern_linear_spec *s) {
+    return is_fp8(k, s) && s->y_for && !cuda_of(k)->fp8_fixed;
+}
+
 static struct plan_key key_of(const struct kern *k, const struct kern_linear_spec *s, bool plain) {
     struct plan_key key = {.N = s->out, .K = s->in, .unit = s->unit, .xt = k->act, .yt = y_type(k, s)};
     if (linear_way(k, s) == WIDE) return key.xt = KERN_F16, key;
-    if (is_fp8(k, s)) key.xt = KERN_F8;
+    if (is_fp8(k, s)) key.xt = KERN_F8, key.fixed = cuda_of(k)->fp8_fixed;
+    if (is_fp8(k, s) && s->y_for && key.fixed) key.yt = KERN_F8;
+    plain = plain || gelu_apart(k, s);
     key.gelu = s->act == KERN_GELU_TANH && k->act != KERN_F32 && !plain; // the epilogue's tanh is too coarse for float32
     return key;
-}
-
-// A line of w to e4m3: scale = its largest number/448
-__global__ static void __launch_bounds__(256) quantise_lines(__nv_fp8_e4m3 *q, float *scales, const float *w, int K) {
-    __shared__ float part[8];
-    const float *line = w + (size_t)blockIdx.x * K;
-    float most = 0;
-    for (int i = threadIdx.x; i < K; i += 256) most = fmaxf(most, fabsf(line[i]));
-    for (int i = 16; i; i /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
-    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = most;
-    __syncthreads();
-    for (int i = 0; i < 8; i++) most = fmaxf(most, part[i]);
-    const float scale = most > 0 ? most / FP8_MOST : 1;
-    for (int i = threadIdx.x; i < K; i += 256) q[(size_t)blockIdx.x * K + i] = __nv_fp8_e4m3(line[i] / scale);
-    if (threadIdx.x == 0) scales[blockIdx.x] = scale;
-}
-
-static int quantise(struct kern *k, struct cuda_linear *l) {
-    const struct kern_linear_spec *s = &l->spec;
-    __nv_fp8_e4m3 *q = NULL;
-    cudaStream_t stream = cuda_of(k)->stream;
-    int rc = cuda_check(k, cudaMalloc((void **)&q, (size_t)s->out * (size_t)s->in), "weights");
-    if (rc == KERN_OK) rc = cuda_check(k, cudaMalloc((void **)&l->scales, (size_t)s->out * 4), "scales of weights");
-    if (rc == KERN_OK) {
-        quantise_lines<<<(unsigned)s->out, 256, 0, stream>>>(q, l->scales, (const float *)l->w, s->in);
-        rc = cuda_launched(k, "quantising weights");
-    }
-    if (rc == KERN_OK) rc = cuda_check(k, cudaStreamSynchronize(stream), "quantising weights");
-    cudaFree(l->w);
-    l->w = q;
-    return rc;
 }
 
 static int upload_parts(struct kern *k, struct cuda_linear *l, const void *w, const float *b) {
@@ -149,7 +127,7 @@ static int upload_parts(struct kern *k, struct cuda_linear *l, const void *w, co
     enum target act = bf16 ? TO_BF16 : k->act == KERN_F16 ? TO_F16 : TO_F32;
     enum target to = vectors ? TO_F16 : l->way != PLAIN ? act : linear_exact(k, s) ? TO_F32 : bf16 ? TO_F32_BF16 : TO_F32_F16;
     int rc = upload_as(k, &l->w, w, count, s->w_store, is_fp8(k, s) ? TO_F32 : to, vectors ? &outside : NULL);
-    if (rc == KERN_OK && is_fp8(k, s)) rc = quantise(k, l);
+    if (rc == KERN_OK && is_fp8(k, s)) rc = fp8_weights(k, l);
     if (rc == KERN_OK && outside) { // a weight beyond float16: slower, but right
         cudaFree(l->w);
         l->w = NULL;
@@ -186,6 +164,16 @@ int cuda_linear_new(struct kern *k, const struct kern_linear_spec *s, const void
     return KERN_OK;
 }
 
+static int run_plan(struct kern *k, const struct cuda_linear *l, const struct plan *plan, void *y, const void *x, long lines) {
+    const struct kern_linear_spec *s = &l->spec;
+    if (!l->scales) return plan_run(k, plan, y, x, l->w, l->bias, NULL, lines);
+    struct plan_scales scales = {l->scales, l->fixed ? &l->fixed->scale : fp8_token_scales(x, lines, s->in), NULL};
+    if (s->y_for && l->fixed) scales.y = &((const struct cuda_linear *)s->y_for)->fixed->inverse;
+    int rc = plan_run(k, plan, y, x, l->w, l->bias, &scales, lines);
+    if (rc < 0 || !cuda_of(k)->calibrating || !l->fixed) return rc;
+    return fp8_observe(k, l->fixed, x, (size_t)lines * (size_t)s->in);
+}
+
 // The product into pre (or y), then the activation as a pass of its own
 static int run_lt(struct kern *k, const struct cuda_linear *l, void *y, const void *x, long lines, void *pre) {
     const struct kern_linear_spec *s = &l->spec;
@@ -200,6 +188,7 @@ static int run_lt(struct kern *k, const struct cuda_linear *l, void *y, const vo
         if (rc != KERN_EUNSUPPORTED) return rc;
         rc = KERN_OK;
     }
+    if (gelu_apart(k, s) && !pre) return cuda_fail(k, KERN_EUNSUPPORTED, "fp8: GELU wants memory for the value before");
     if (pre && s->act != KERN_NONE) {
         struct plan_key key = key_of(k, s, true);
         rc = plan_get(k, &plan, &key, l->w);
@@ -207,8 +196,9 @@ static int run_lt(struct kern *k, const struct cuda_linear *l, void *y, const vo
     struct plan_key key = key_of(k, s, pre != NULL);
     bool fused = s->act == KERN_NONE || key.gelu;
     size_t count = (size_t)lines * (size_t)s->out;
-    if (rc == KERN_OK) rc = plan_run(k, plan, pre && !fused ? pre : y, x, l->w, l->bias, l->scales, lines);
+    if (rc == KERN_OK) rc = run_plan(k, l, plan, pre && !fused ? pre : y, x, lines);
     if (rc < 0 || (fused && !pre)) return rc;
+    if (gelu_apart(k, s)) return fp8_gelu(k, y, pre, lines, s->out);
     if (!fused) return plain_activate(k, y, pre ? pre : y, count, key.yt, s->act);
     return cuda_check(k, cudaMemcpyAsync(pre, y, count * kern_size(key.yt), cudaMemcpyDeviceToDevice, cuda_of(k)->stream),
                       "linear");

@@ -11,7 +11,8 @@ struct cuda_linear { // what struct kern_linear is here
     enum way way;
     void *w;       // LT: x's type; WIDE, VECTOR: float16; PLAIN: float32
     void *bias;    // [out], LT: y's type, else float32
-    float *scales; // [out], of w where it is e4m3
+    float *scales; // [out], of w where it is e4m3; with fixed scales the first serves all
+    struct fixed_scale *fixed; // of x, where e4m3's scales are fixed
     __half *half;  // WIDE: rounded activations
     struct plan *plan;
     const float *w_live, *b_live; // of linear_wrap: the caller's, which w and bias may be themselves
@@ -26,13 +27,30 @@ int linear_ready(struct kern *, struct cuda_linear *);                   // what
 struct plan_key {
     int N, K, unit;         // y[units*unit, N] = x[units*unit, K] w^T
     bool gelu;              // tanh-GELU in the epilogue
+    bool fixed;             // KERN_F8: one scale for x and one for w, not one a line of each
     enum kern_dtype xt, yt; // x and w; y
+};
+struct plan_scales {        // of KERN_F8, device memory: y = (w*scale)(x*scale), y's inverse scale where y is KERN_F8
+    const float *w, *x, *y; // [N] and [lines], or one each
 };
 // Finds or makes the plan; w is a weight matrix of that shape to try the candidates with. Allocates and waits for the device.
 int plan_get(struct kern *, struct plan **, const struct plan_key *, const void *w);
-// bias: y's type. w_scales [N]: of w's lines, where x and w are KERN_F8; x's [lines] lie behind x
-int plan_run(struct kern *, const struct plan *, void *y, const void *x, const void *w, const void *bias, const float *w_scales,
-             long lines);
+// bias: y's type, bfloat16 where y is KERN_F8. scales: NULL but where x and w are KERN_F8
+int plan_run(struct kern *, const struct plan *, void *y, const void *x, const void *w, const void *bias,
+             const struct plan_scales *scales, long lines);
+
+/* fp8.cu: e4m3 */
+struct fixed_scale { // device memory; both are powers of two, so multiplying is exact
+    float scale, inverse;
+    float most; // of what was seen
+};
+// Where the scales of x [lines, K] lie, behind x in a buffer made for 16-bit numbers
+static inline float *fp8_token_scales(const void *x, long lines, int K) { return (float *)((char *)x + (size_t)lines * (size_t)K); }
+// l->w from float32 to e4m3, l->scales; with fixed scales also l->fixed
+int fp8_weights(struct kern *, struct cuda_linear *);
+// y [lines, N] in e4m3 with a scale a line (behind it) = gelu(pre), pre in bfloat16
+int fp8_gelu(struct kern *, void *y, const void *pre, long lines, int N);
+int fp8_observe(struct kern *, struct fixed_scale *, const void *x, size_t n); // widens the scale to what is in x
 
 /* vector.cu: few lines against few weights. lines: a multiple of KERN_VEC; K of 8 */
 int vector_linear(struct kern *, float *y, const float *x, const __half *w, const float *bias, int N, int K, int lines,

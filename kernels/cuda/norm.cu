@@ -9,7 +9,7 @@
  * shift and scale in shared memory: without that their reads would equal the main traffic. Widths that are no multiple of 64 take
  * a plain loop.
  */
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/linear.cuh"
 
 #define WARPS 4
 
@@ -52,20 +52,26 @@ template <int VEC> __device__ __forceinline__ void save(__half *p, const float *
 }
 
 /*
- * A token in e4m3 with a scale of its own: y = q*scale, the largest |y| on 448. All numbers of the token are in the warp.
+ * A token in e4m3, y = q*scale: with a fixed scale, or one of its own that puts the largest |y| on 448. All numbers of the token
+ * are in the warp.
  */
 template <int VEC, int NV>
-__device__ __forceinline__ void save_token(__nv_fp8_e4m3 *p, float *token_scale, const float (&y)[NV][VEC], int lane) {
-    float most = 0;
-    for (int i = 0; i < NV; i++)
-        for (int j = 0; j < VEC; j++) most = fmaxf(most, fabsf(y[i][j]));
-    for (int i = 16; i; i /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
-    const float scale = most > 0 ? most / FP8_MOST : 1, up = 1 / scale;
+__device__ __forceinline__ void save_token(__nv_fp8_e4m3 *p, float *token_scale, const struct fixed_scale *fixed,
+                                           const float (&y)[NV][VEC], int lane) {
+    float scale = 1, up;
+    if (fixed) up = fixed->inverse;
+    else {
+        float most = 0;
+        for (int i = 0; i < NV; i++)
+            for (int j = 0; j < VEC; j++) most = fmaxf(most, fabsf(y[i][j]));
+        for (int i = 16; i; i /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
+        scale = most > 0 ? most / FP8_MOST : 1, up = 1 / scale;
+    }
     for (int i = 0; i < NV; i++) {
         __nv_fp8x4_e4m3 q(make_float4(y[i][0] * up, y[i][1] * up, y[i][2] * up, y[i][3] * up));
         *(__nv_fp8x4_e4m3 *)(p + i * 32 * VEC) = q;
     }
-    if (lane == 0) *token_scale = scale;
+    if (lane == 0 && !fixed) *token_scale = scale;
 }
 
 struct norm_args {
@@ -76,7 +82,8 @@ struct norm_args {
     int ld, T, C, tokens; // tokens a block
     float eps;
     void *xhat;
-    float *rstd, *scales; // scales: one a token, where y is e4m3
+    float *rstd, *scales;            // scales: one a token, where y is e4m3 and
+    const struct fixed_scale *fixed; // is NULL
 };
 
 // A: the branch h (and xhat); Y: y, A or e4m3; X: the residual stream
@@ -135,7 +142,7 @@ __global__ void __launch_bounds__(WARPS * 32, 4) norm_kernel(const norm_args a) 
                 for (int j = 0; j < VEC; j++) x[i][j] = y[j];
             else save<VEC>((Y *)a.y + at + i * 32 * VEC, y);
         }
-        if constexpr (sizeof(Y) == 1) save_token<VEC, NV>((Y *)a.y + at, a.scales + token, x, lane);
+        if constexpr (sizeof(Y) == 1) save_token<VEC, NV>((Y *)a.y + at, a.scales + token, a.fixed, x, lane);
         if (lane == 0 && a.rstd) a.rstd[token] = rstd;
     }
 }
@@ -225,30 +232,22 @@ static int run_any(struct kern *k, const norm_args &a, int R) {
     return half ? run<__nv_bfloat16, __nv_bfloat16, __half>(k, a, R) : run<__nv_bfloat16, __nv_bfloat16, float>(k, a, R);
 }
 
-// Where the scales of y [tokens, C] in e4m3 lie, in a buffer made for 16-bit numbers: behind them
-static float *scales_of(void *y, int R, int T, int C) { return (float *)((char *)y + (size_t)R * (size_t)T * (size_t)C); }
-
-int cuda_norm_modulate_fp8(struct kern *k, void *y, const void *x, const float *shift, const float *scale, int ld, int R, int T,
-                           int C, float eps, void *save_xhat, float *save_rstd) {
-    norm_args a = {.y = y,
-                   .x = (void *)x,
-                   .shift = shift,
-                   .scale = scale,
-                   .ld = ld,
-                   .T = T,
-                   .C = C,
-                   .eps = eps,
-                   .xhat = save_xhat,
-                   .rstd = save_rstd};
-    a.scales = scales_of(y, R, T, C);
+static int run_fp8(struct kern *k, norm_args a, int R, const struct kern_linear *reader) {
+    a.scales = fp8_token_scales(a.y, (long)R * a.T, a.C);
+    a.fixed = ((const struct cuda_linear *)reader)->fixed;
     return run_any(k, a, R);
 }
 
+int cuda_norm_modulate_fp8(struct kern *k, void *y, const void *x, const float *shift, const float *scale, int ld, int R, int T,
+                           int C, float eps, const struct kern_linear *reader) {
+    norm_args a = {.y = y, .x = (void *)x, .shift = shift, .scale = scale, .ld = ld, .T = T, .C = C, .eps = eps};
+    return run_fp8(k, a, R, reader);
+}
+
 int cuda_gate_norm_fp8(struct kern *k, void *y, void *x, const void *h, const float *gate, const float *shift, const float *scale,
-                       int ld, int R, int T, int C, float eps, void *save_xhat, float *save_rstd) {
+                       int ld, int R, int T, int C, float eps, const struct kern_linear *reader) {
     norm_args a = {.y = y, .x = x, .h = h, .gate = gate, .shift = shift, .scale = scale, .ld = ld, .T = T, .C = C, .eps = eps};
-    a.xhat = save_xhat, a.rstd = save_rstd, a.scales = scales_of(y, R, T, C);
-    return run_any(k, a, R);
+    return run_fp8(k, a, R, reader);
 }
 
 int cuda_norm_modulate(struct kern *k, void *y, const void *x, const float *shift, const float *scale, int ld, int R, int T,

@@ -61,38 +61,45 @@ static cudaDataType_t type_of(enum kern_dtype t) {
 
 struct product {
     cublasLtMatmulDescOpaque_t desc;
-    cublasLtMatrixLayoutOpaque_t a, b, d;
+    cublasLtMatrixLayoutOpaque_t a, b, c, d; // c is not read, but must be described: as d, or as bfloat16 where d is e4m3
+    bool apart;                              // c is not d: it has no memory
 };
 
 static bool set(struct product *p, cublasLtMatmulDescAttributes_t a, const void *value, size_t size) {
     return cublasLtMatmulDescSetAttribute(&p->desc, a, value, size) == CUBLAS_STATUS_SUCCESS;
 }
 
-// e4m3 with a scale a line of w and a scale a line of x (Hopper's outer vectors), sums in full precision's fast form: 22 bits
-static bool set_scales(struct product *p, const float *w_scales, const float *x_scales) {
-    int32_t outer = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+// e4m3 with a scale a line of w and a scale a line of x (Hopper's outer vectors), or one each; sums in full precision's fast form:
+// 22 bits
+static bool set_scales(struct product *p, const struct plan_key *key, const struct plan_scales *s) {
+    int32_t mode = key->fixed ? CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F : CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
     int8_t fast = 1;
-    return set(p, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &outer, sizeof outer) &&
-           set(p, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &outer, sizeof outer) &&
-           set(p, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &w_scales, sizeof w_scales) &&
-           set(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &x_scales, sizeof x_scales) &&
+    return set(p, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode, sizeof mode) &&
+           set(p, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode, sizeof mode) &&
+           set(p, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &s->w, sizeof s->w) &&
+           set(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &s->x, sizeof s->x) &&
+           (key->yt != KERN_F8 || set(p, CUBLASLT_MATMUL_DESC_D_SCALE_POINTER, &s->y, sizeof s->y)) &&
            set(p, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast);
 }
 
+static enum kern_dtype bias_dtype(const struct plan_key *key) { return key->yt == KERN_F8 ? KERN_BF16 : key->yt; }
+
 static int describe(struct kern *k, struct product *p, const struct plan_key *key, const void *bias, long lines) {
+    p->apart = key->yt == KERN_F8;
     cublasOperation_t t = CUBLAS_OP_T;
     cublasLtEpilogue_t epilogue = key->gelu ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
-    cudaDataType_t xt = type_of(key->xt), yt = type_of(key->yt);
+    cudaDataType_t xt = type_of(key->xt), yt = type_of(key->yt), bias_type = type_of(bias_dtype(key));
     cublasComputeType_t compute = key->xt == KERN_F32 && cuda_of(k)->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
     bool ok = cublasLtMatmulDescInit(&p->desc, compute, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS;
     ok = ok && set(p, CUBLASLT_MATMUL_DESC_TRANSA, &t, sizeof t) &&
          set(p, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
     ok = ok && set(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
+    const struct plan_scales any = {(const float *)bias, (const float *)bias, (const float *)bias};
     if (key->xt == KERN_F8) // the heuristics want pointers; the right ones come with the product
-        ok = ok && set_scales(p, (const float *)bias, (const float *)bias) &&
-             set(p, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &yt, sizeof yt);
+        ok = ok && set_scales(p, key, &any) && set(p, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_type, sizeof bias_type);
     ok = ok && cublasLtMatrixLayoutInit(&p->a, xt, (uint64_t)key->K, (uint64_t)key->N, key->K) == CUBLAS_STATUS_SUCCESS;
     ok = ok && cublasLtMatrixLayoutInit(&p->b, xt, (uint64_t)key->K, (uint64_t)lines, key->K) == CUBLAS_STATUS_SUCCESS;
+    ok = ok && cublasLtMatrixLayoutInit(&p->c, bias_type, (uint64_t)key->N, (uint64_t)lines, key->N) == CUBLAS_STATUS_SUCCESS;
     ok = ok && cublasLtMatrixLayoutInit(&p->d, yt, (uint64_t)key->N, (uint64_t)lines, key->N) == CUBLAS_STATUS_SUCCESS;
     return ok ? KERN_OK : cuda_fail(k, KERN_EDEVICE, "cuBLASLt refuses a product of %ld x %d x %d", lines, key->N, key->K);
 }
@@ -102,16 +109,16 @@ static cublasStatus_t multiply(struct kern *k, const struct product *p, void *y,
     const float one = 1, zero = 0;
     const struct cuda *c = cuda_of(k);
     return cublasLtMatmul(c->lt, (cublasLtMatmulDesc_t)&p->desc, &one, w, (cublasLtMatrixLayout_t)&p->a, x,
-                          (cublasLtMatrixLayout_t)&p->b, &zero, y, (cublasLtMatrixLayout_t)&p->d, y,
+                          (cublasLtMatrixLayout_t)&p->b, &zero, p->apart ? NULL : y, (cublasLtMatrixLayout_t)&p->c, y,
                           (cublasLtMatrixLayout_t)&p->d, algo, c->workspace, c->workspace ? WORKSPACE_BYTES : 0, c->stream);
 }
 
 int plan_run(struct kern *k, const struct plan *plan, void *y, const void *x, const void *w, const void *bias,
-             const float *w_scales, long lines) {
+             const struct plan_scales *scales, long lines) {
     struct product p;
     int i = 0, rc = describe(k, &p, &plan->key, bias, lines);
     if (rc < 0) return rc;
-    if (plan->key.xt == KERN_F8) set_scales(&p, w_scales, (const float *)((const char *)x + lines * plan->key.K));
+    if (plan->key.xt == KERN_F8) set_scales(&p, &plan->key, scales);
     while (i + 1 < plan->levels && plan->level[i].lines < lines) i++;
     cublasStatus_t s = multiply(k, &p, y, x, w, &plan->level[i].algo);
     if (s == CUBLAS_STATUS_SUCCESS) return KERN_OK;
@@ -140,7 +147,7 @@ static void propose(struct kern *k, struct pool *pool, const struct plan_key *ke
     if (describe(k, &p, key, bias, lines) < 0 || cublasLtMatmulPreferenceInit(&pref) != CUBLAS_STATUS_SUCCESS) return;
     cublasLtMatmulPreferenceSetAttribute(&pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes);
     cublasLtMatmulPreferenceSetAttribute(&pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes);
-    if (cublasLtMatmulAlgoGetHeuristic(cuda_of(k)->lt, &p.desc, &p.a, &p.b, &p.d, &p.d, &pref, PROPOSALS, all, &n) !=
+    if (cublasLtMatmulAlgoGetHeuristic(cuda_of(k)->lt, &p.desc, &p.a, &p.b, &p.c, &p.d, &pref, PROPOSALS, all, &n) !=
         CUBLAS_STATUS_SUCCESS)
         return;
     for (int i = 0; i < n && pool->n < CANDIDATES; i++) {
@@ -232,8 +239,18 @@ static bool trial_begin(struct kern *k, struct trial *t, const struct plan_key *
     fill_random<<<(unsigned)((scales + 255) / 256), 256, 0, s>>>(t->scales, scales, KERN_F32);
     for (int i = 0; i < t->copies; i++) cudaMemcpyAsync(t->w + i * ws, w, ws, cudaMemcpyDeviceToDevice, s);
     fill_random<<<(unsigned)((xs + 255) / 256), 256, 0, s>>>(t->x, xs, key->xt);
-    fill_random<<<(unsigned)((key->N + 255) / 256), 256, 0, s>>>(t->bias, (size_t)key->N, key->yt);
+    fill_random<<<(unsigned)((key->N + 255) / 256), 256, 0, s>>>(t->bias, (size_t)key->N, bias_dtype(key));
+    if (key->fixed) { // results near 1, so that e4m3 ones say something
+        const float small[] = {1 / FP8_MOST, 1 / FP8_MOST, 1};
+        return cudaMemcpyAsync(t->scales, small, sizeof small, cudaMemcpyHostToDevice, s) == cudaSuccess;
+    }
     return true;
+}
+
+// The scales of x's lines from `from` on
+static bool set_trial_scales(struct product *p, const struct trial *t, const struct plan_key *key, size_t from) {
+    const struct plan_scales scales = {t->scales, key->fixed ? t->scales + 1 : t->scales + from, t->scales + 2};
+    return key->xt != KERN_F8 || set_scales(p, key, &scales);
 }
 
 // Does the algorithm give the reference bits on the first and the last `lines` lines?
@@ -247,7 +264,7 @@ static bool same_bits(struct kern *k, struct trial *t, const struct plan_key *ke
         size_t from = last ? (size_t)(t->lines - lines) : 0;
         cudaMemsetAsync(t->y, 0xff, bytes, s);
         struct product here = *p;
-        if (key->xt == KERN_F8) set_scales(&here, t->scales, t->scales + from);
+        set_trial_scales(&here, t, key, from);
         if (multiply(k, &here, t->y, t->x + from * key->K * t->x_size, w, algo) != CUBLAS_STATUS_SUCCESS)
             return (void)cudaGetLastError(), false;
         const char *want = t->want + from * key->N * t->y_size;
@@ -303,7 +320,7 @@ static void choose_level(struct kern *k, struct plan *plan, int level, struct tr
     int n = 0, admitted = 0, runs = lines >= 8192 ? 4 : 12;
     float best = 1e30f, limit = 1e30f;
     if (describe(k, &p, &plan->key, t->bias, lines) < 0) return;
-    if (plan->key.xt == KERN_F8) set_scales(&p, t->scales, t->scales);
+    set_trial_scales(&p, t, &plan->key, 0);
     for (int i = 0; i < (lines < MANY ? pool->known : pool->n); i++) // the first run loads its code, or says that it is not for this size
         if (time_one(k, t, &plan->key, &p, lines, 1, 1, &pool->algo[i]) < 1e30f)
             f[n++] = (struct finalist){time_one(k, t, &plan->key, &p, lines, 1, 3, &pool->algo[i]), i};
@@ -330,7 +347,7 @@ static int choose(struct kern *k, struct plan *plan, const void *w) {
     for (int i = plan->levels - 1; i >= 0; i--) propose(k, &pool, &plan->key, w, plan->level[i].lines);
     propose_known(&pool);
     if (trial_begin(k, &t, &plan->key, w, most) && describe(k, &p, &plan->key, t.bias, most) == KERN_OK &&
-        (plan->key.xt != KERN_F8 || set_scales(&p, t.scales, t.scales)) &&
+        set_trial_scales(&p, &t, &plan->key, 0) &&
         multiply(k, &p, t.want, t.x, w, &pool.algo[0]) == CUBLAS_STATUS_SUCCESS)
         for (int i = 0; i < plan->levels; i++) choose_level(k, plan, i, &t, &pool);
     int rc = cuda_check(k, cudaStreamSynchronize(cuda_of(k)->stream), "trying out products");
@@ -342,7 +359,7 @@ int plan_get(struct kern *k, struct plan **out, const struct plan_key *key, cons
     struct cuda *c = cuda_of(k);
     for (struct plan *p = c->plans; p; p = p->next)
         if (p->key.N == key->N && p->key.K == key->K && p->key.unit == key->unit && p->key.gelu == key->gelu &&
-            p->key.xt == key->xt && p->key.yt == key->yt)
+            p->key.xt == key->xt && p->key.yt == key->yt && p->key.fixed == key->fixed)
             return *out = p, KERN_OK;
     int rc = cuda_not_recorded(k, "a new layer");
     struct plan *p = rc == KERN_OK ? (struct plan *)calloc(1, sizeof *p) : NULL;

@@ -60,7 +60,7 @@ static int differing(const char *precision, const struct tensor_table *w, bool a
 }
 
 TEST_LIMIT(cuda_rows_of_a_network_do_not_depend_on_the_batch, 300) {
-    static const char *const precisions[] = {"f32", "tf32", "bf16", "f16", "fp8"};
+    static const char *const precisions[] = {"f32", "tf32", "bf16", "f16", "fp8", "fp8-static"};
     struct arch_weights w;
     struct err e = {0};
     int differ = 0;

@@ -392,7 +392,7 @@ TEST(ops_bf16_conversion_rounds_to_even) {
 TEST(ops_precisions_have_names_and_places) {
     static const struct { const char *name; enum kern_dtype act; enum kern_product product; bool on_cpu; } all[] = {
         {"f32", KERN_F32, KERN_PRODUCT_ACT, true},   {"tf32", KERN_F32, KERN_PRODUCT_TF32, false}, {"bf16", KERN_BF16, KERN_PRODUCT_ACT, true},
-        {"f16", KERN_F16, KERN_PRODUCT_ACT, false}, {"fp8", KERN_BF16, KERN_PRODUCT_FP8, false}};
+        {"f16", KERN_F16, KERN_PRODUCT_ACT, false}, {"fp8", KERN_BF16, KERN_PRODUCT_FP8, false}, {"fp8-static", KERN_BF16, KERN_PRODUCT_FP8_STATIC, false}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         struct kern_config cfg = {.backend = "cpu"};
         struct kern *k;
