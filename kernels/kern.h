@@ -191,6 +191,7 @@ struct kern {
     // The residual stream's type: KERN_F32, or KERN_F16 on a GPU that computes in 16 bits: as small as bfloat16, eight times finer. A value
     // beyond 65504 becomes infinite, hence NaN in that row's whole output, never a wrong number; such a network wants exact_stream.
     enum kern_dtype stream;
+    uint64_t (*overflows)(struct kern *); // how many such values there were so far, those of work under way perhaps; NULL: stream is float32
     enum kern_dtype picture;    // of pictures: KERN_F32, or KERN_BF16 on a GPU that computes in bfloat16
     size_t pixels;              // a call wants pictures of so many pixels together; 0: one picture at a time
     int threads;

@@ -15,6 +15,8 @@ static const struct option_desc options[] = {
     {"backend", OPTION_CHOICE, AT(backend), "auto", 0, 0, "auto|cpu|cuda|ref", "what computes; auto: a GPU where there is one"},
     {"devices", OPTION_TEXT, AT(devices), "0", 0, 0, NULL, "which of them: numbers from 0 such as 0,1, or all; of cpu each is a pool of threads"},
     {"precision", OPTION_CHOICE, AT(precision), "f32", 0, 0, "f32|tf32|bf16|f16|fp8|fp8-static", "number format of the matrix products; tf32, f16 and fp8 on GPUs"},
+    {"any-bits", OPTION_SWITCH, AT(any_bits), "false", 0, 0, NULL, "GPUs: let an image's last bits depend on its batch; may be faster"},
+    {"exact-residual", OPTION_SWITCH, AT(exact_residual), "false", 0, 0, NULL, "GPUs: keep the residual stream in float32, not float16"},
     {"max-rows", OPTION_NUMBER, AT(max_rows), "16", 2, 4096, NULL, "rows of the largest batch; a guided image takes two"},
     {"threads", OPTION_NUMBER, AT(threads), "0", 0, 1024, NULL, "compute threads; 0: what affinity and cgroup allow"},
     {"nice", OPTION_NUMBER, AT(nice), "19", 0, 19, NULL, "niceness of the compute threads"},

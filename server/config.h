@@ -20,7 +20,7 @@ struct config {
     int device[ENGINE_DEVICES], n_devices; // what `devices` says, as engine_options has it
     int64_t max_rows, threads, nice, max_jobs, max_images, max_connections, max_body;
     int64_t default_timeout, max_timeout, request_timeout, idle_timeout, drain_delay, exit_timeout; // milliseconds
-    bool insecure_public;
+    bool insecure_public, any_bits, exact_residual;
     bool check_config, print_config, help, version; // flags only
     unsigned char source[CONFIG_OPTIONS];           // private: where each value came from
 };

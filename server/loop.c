@@ -247,6 +247,8 @@ static int start_engine(struct server *s, struct err *e) {
                                .devices = c->device,
                                .n_devices = c->n_devices,
                                .precision = c->precision,
+                               .any_bits = c->any_bits,
+                               .exact_residual = c->exact_residual,
                                .max_rows = (int)c->max_rows,
                                .threads = (int)c->threads,
                                .nice = (int)c->nice,

@@ -144,6 +144,7 @@ static void put_engine(struct text *t, const struct engine_stats *st) {
         text_printf(t, "sitd_steps_total{sampler=\"%s\"} %llu\n", sampler_type_name(i), (unsigned long long)st->steps[i]);
     single(t, "sitd_model_evaluations_total", "counter", "Network rows evaluated.", (double)st->evaluations);
     single(t, "sitd_device_busy_seconds_total", "counter", "Time that the devices spent in steps.", st->busy_seconds);
+    single(t, "sitd_residual_overflows_total", "counter", "Numbers of residual streams that float16 did not hold.", (double)st->overflows);
     single(t, "sitd_device_ok", "gauge", "0 after the failure of the last device.", st->device_ok);
     head(t, "sitd_devices", "gauge", "Devices, by what they do.");
     text_printf(t, "sitd_devices{state=\"works\"} %d\nsitd_devices{state=\"failed\"} %d\n", st->devices - st->devices_failed,

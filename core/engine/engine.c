@@ -65,6 +65,7 @@ static int choose_backend(struct engine *g, const struct engine_options *o, stru
 
 static int open_devices(struct engine *g, const struct engine_options *o, struct err *e) {
     struct kern_config config = {.backend = g->backend, .threads = o->threads}; // no niceness: its threads have the loader's, which makes them
+    config.any_bits = o->any_bits, config.exact_stream = o->exact_residual;
     char why[256] = "";
     if (o->precision && !kern_precision(&config, o->precision))
         return err_param(e, E_RANGE, "precision", "precision '%s': known are %s", o->precision, KERN_PRECISIONS);
@@ -468,6 +469,7 @@ static void add_stats(struct engine_stats *out, const struct device *d) { // loc
     out->images_failed += p->images_failed;
     out->images_cancelled += p->images_cancelled;
     out->jobs_moved += p->jobs_moved;
+    out->overflows += p->overflows;
     out->busy_seconds += p->busy_seconds;
     out->device_bytes += p->device_bytes;
     if (p->row_ms > out->row_ms) out->row_ms = p->row_ms;

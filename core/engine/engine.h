@@ -31,6 +31,7 @@ struct engine_options {
     const int *devices;         // [n_devices] numbers that the back end knows; on the processor each is a pool of `threads`
     int n_devices;              // 0: the first; ENGINE_ALL: all there are
     const char *precision;      // "f32" (also NULL), or another that kern_precision knows
+    bool any_bits, exact_residual; // on GPUs: as struct kern_config has any_bits and exact_stream
     int max_rows, threads;      // rows of the largest batch (least 2); 0 threads: kern_threads_allowed()
     int nice;                   // of compute threads
     int max_jobs, max_images;   // queue bounds, per model
@@ -98,6 +99,7 @@ struct engine_stats {
     uint64_t jobs_moved;           // from a device that failed to another
     uint64_t evaluations, batches, steps[SAMPLER_TYPE_COUNT], images_done, images_failed, images_cancelled; // evaluations counts rows
     uint64_t batch_rows[33];       // histogram: batches of exactly i rows; last: 32 or more
+    uint64_t overflows;            // numbers of residual streams that float16 did not hold
     double busy_seconds;           // the workers' time inside steps and decoding
     double row_ms;                 // smoothed milliseconds per row at present load, of the slowest device
     size_t device_bytes;

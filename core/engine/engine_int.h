@@ -81,6 +81,7 @@ struct served { // one version of one model, ready on a device
     struct device *device;
     size_t bytes;                // on the device
     struct kern *kern;
+    uint64_t overflows;          // of its residual stream, as last counted
     double row_ms;               // of the trial evaluation
     struct runner *runner;
     struct sched *sched;

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "core/base/fault.h"
+#include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/io/checkpoint.h"
 #include "core/model/dit.h"
@@ -234,7 +235,11 @@ static int build(struct served **out, struct device *d, const struct kern_config
 int served_new(struct served **out, struct device *d, struct facts *facts, const struct source *from, struct err *e) {
     struct kern_config config = d->config;
     int rc = build(out, d, &config, facts, from, e);
-    if (rc != E_NONFINITE || config.act == KERN_F32 || config.exact_stream) return rc;
+    bool beyond = !rc && (*out)->kern->overflows && (*out)->kern->overflows((*out)->kern);
+    if ((rc != E_NONFINITE && !beyond) || config.act == KERN_F32 || config.exact_stream) return rc;
+    log_warn("residual stream in float32", log_str("model", from->name), log_str("device", d->name),
+             log_str("because", rc ? e->text : "a trial evaluation left the range of float16"));
+    if (!rc) served_free(*out);
     config.exact_stream = true;
     err_clear(e);
     return build(out, d, &config, facts, from, e);

@@ -294,6 +294,17 @@ static int gather_batch(struct served *s) {
     return kept;
 }
 
+// Steps still under way count the next time.
+static void count_overflows(struct device *d, struct served *s) {
+    uint64_t now = s->kern->overflows ? s->kern->overflows(s->kern) : 0;
+    if (now == s->overflows) return;
+    if (!s->overflows)
+        log_warn("residual stream leaves the range of float16: such images fail, exact-residual makes them",
+                 log_str("model", s->facts->model.name), log_str("device", d->name), log_int("numbers", (int64_t)now));
+    d->counters.overflows += now - s->overflows;
+    s->overflows = now;
+}
+
 static int evaluate(struct device *d, struct served *s, int n, struct err *err) {
     int rows = 0, rc = 0;
     int64_t start = engine_now_us();
@@ -302,6 +313,7 @@ static int evaluate(struct device *d, struct served *s, int n, struct err *err) 
     if (!rc) rc = runner_plan(s->runner, s->batch, n, err);
     if (rc) return rc;
     count_batch(d, rows, (double)(engine_now_us() - start) / 1e6);
+    count_overflows(d, s);
     for (int i = 0; i < n; i++) {
         struct run *run = &s->runs[s->batch[i]->slot];
         run->job->evaluations++;

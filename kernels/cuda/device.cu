@@ -166,6 +166,8 @@ static void cuda_graph_free(struct kern *k, struct kern_graph *g) {
     if (g) cudaGraphExecDestroy((cudaGraphExec_t)g);
 }
 
+static uint64_t cuda_overflows(struct kern *k) { return *(volatile unsigned *)cuda_of(k)->told; }
+
 /* ---- opening and closing ---- */
 
 static void cuda_close(struct kern *k) {
@@ -180,6 +182,8 @@ static void cuda_close(struct kern *k) {
     for (int i = 0; i < 2; i++)
         if (c->half_done[i]) cudaEventDestroy(c->half_done[i]);
     if (c->pinned) cudaFreeHost(c->pinned);
+    if (c->overflows) cudaFree(c->overflows);
+    if (c->told) cudaFreeHost(c->told);
     if (c->twin) cudaFree(c->twin);
     if (c->workspace) cudaFree(c->workspace);
     if (c->stream) cudaStreamDestroy(c->stream);
@@ -216,6 +220,15 @@ static int open_parts(struct kern *k, struct cuda *c) {
         rc = cuda_check(k, cudaEventCreateWithFlags(&c->half_done[i], cudaEventDisableTiming), "an event");
     if (rc == KERN_OK && cublasLtCreate(&c->lt) != CUBLAS_STATUS_SUCCESS)
         rc = cuda_fail(k, KERN_EDEVICE, "cuBLASLt does not start on this GPU");
+    return rc;
+}
+
+// Of numbers that a residual stream in float16 does not hold
+static int open_counter(struct kern *k, struct cuda *c) {
+    int rc = cuda_check(k, cudaMalloc((void **)&c->overflows, sizeof *c->overflows), "a counter");
+    if (rc == KERN_OK) rc = cuda_check(k, cudaMemsetAsync(c->overflows, 0, sizeof *c->overflows, c->stream), "a counter");
+    if (rc == KERN_OK) rc = cuda_check(k, cudaMallocHost((void **)&c->told, sizeof *c->told), "a counter");
+    if (rc == KERN_OK) *c->told = 0, k->overflows = cuda_overflows;
     return rc;
 }
 
@@ -289,6 +302,7 @@ extern "C" __attribute__((visibility("default"))) int sitd_cuda_open(struct kern
     k->threads = 1;
     k->stream = cfg->act != KERN_F32 && !cfg->exact_stream ? KERN_F16 : KERN_F32;
     if (cfg->any_bits) rc = cuda_check(k, cudaMalloc(&c->workspace, WORKSPACE_BYTES), "a workspace of products");
+    if (rc == KERN_OK && k->stream == KERN_F16) rc = open_counter(k, c);
     if (rc < 0) return cuda_close(k), rc;
     c->tf32 = cfg->product == KERN_PRODUCT_TF32;
     c->fp8_fixed = fp8_fixed;

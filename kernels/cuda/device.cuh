@@ -29,6 +29,7 @@ struct cuda { // k->impl
     bool fp8_fixed;  // e4m3 factors have one scale each (fp8.cu), not one a line
     bool calibrating;
     bool capturing;
+    unsigned *overflows, *told; // of the residual stream in float16, and what the host reads of it; NULL in float32
     /* staging: small host arrays go through pinned memory to the device without waiting. Two halves; an event guards the reuse of
      * each. */
     char *pinned, *twin; // [2*RING_BYTES] host and device

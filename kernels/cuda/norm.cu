@@ -11,7 +11,10 @@
  */
 #include "kernels/cuda/linear.cuh"
 
+#include <type_traits>
+
 #define WARPS 4
+#define HALF_MOST 65504.0f // the largest number of float16
 
 template <int VEC> struct vec; // VEC floats, and VEC 16-bit numbers, as one load
 template <> struct vec<4> {
@@ -22,6 +25,8 @@ template <> struct vec<2> {
     typedef float2 f;
     typedef unsigned h;
 };
+
+template <typename T, int VEC> using raw = std::conditional_t<sizeof(T) == 4, typename vec<VEC>::f, typename vec<VEC>::h>;
 
 template <int VEC> __device__ __forceinline__ void load(float *v, const float *p) {
     *(typename vec<VEC>::f *)v = *(const typename vec<VEC>::f *)p;
@@ -84,7 +89,15 @@ struct norm_args {
     void *xhat;
     float *rstd, *scales;            // scales: one a token, where y is e4m3 and
     const struct fixed_scale *fixed; // is NULL
+    unsigned *overflows, *told;      // numbers of x that float16 did not hold; the same for the host
 };
+
+// Counts numbers beyond float16 in a token's x, n a lane, and lets the host know. (Adding to host memory itself is not possible on
+// every machine.)
+__device__ static void count_overflows(const norm_args &a, int n, int lane) {
+    for (int i = 16; i; i /= 2) n += __shfl_xor_sync(0xffffffffu, n, i);
+    if (lane == 0 && n) *(volatile unsigned *)a.told = atomicAdd(a.overflows, (unsigned)n) + (unsigned)n;
+}
 
 // A: the branch h (and xhat); Y: y, A or e4m3; X: the residual stream
 template <typename A, typename Y, typename X, int VEC, int NV, bool GATE>
@@ -93,7 +106,20 @@ __global__ void __launch_bounds__(WARPS * 32, 4) norm_kernel(const norm_args a) 
     __shared__ __align__(16) float vectors[3][C];
     const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
     const size_t row = blockIdx.y, mod = row * (size_t)a.ld;
+    const int end = min(a.T, (int)(blockIdx.x + 1) * a.tokens);
+    constexpr bool AHEAD = sizeof(A) + sizeof(X) == 4; // the next token is on its way while this one is worked on; float32 has not the registers
+    raw<X, VEC> next_x[NV];
+    raw<A, VEC> next_h[NV];
+    auto place = [&](int t) { return (row * (size_t)a.T + (size_t)t) * C + (size_t)lane * VEC; };
+    auto fetch = [&](int t) {
+#pragma unroll
+        for (int i = 0; i < NV; i++) next_x[i] = *(const raw<X, VEC> *)((const X *)a.x + place(t) + i * 32 * VEC);
+#pragma unroll
+        for (int i = 0; GATE && i < NV; i++) next_h[i] = *(const raw<A, VEC> *)((const A *)a.h + place(t) + i * 32 * VEC);
+    };
+    int t = blockIdx.x * a.tokens + warp;
     wait_for_previous();
+    if (AHEAD && t < end) fetch(t);
     for (int i = threadIdx.x * VEC; i < C; i += WARPS * 32 * VEC) {
         if (GATE) load<VEC>(&vectors[2][i], a.gate + mod + i);
         if (!a.y) continue;
@@ -103,23 +129,23 @@ __global__ void __launch_bounds__(WARPS * 32, 4) norm_kernel(const norm_args a) 
         for (int j = 0; j < VEC; j++) vectors[1][i + j] = 1 + s[j];
     }
     __syncthreads();
-    for (int t = blockIdx.x * a.tokens + warp; t < min(a.T, (int)(blockIdx.x + 1) * a.tokens); t += WARPS) {
-        const size_t token = row * (size_t)a.T + (size_t)t, at = token * C + (size_t)lane * VEC;
+    for (; t < end; t += WARPS) {
+        const size_t token = row * (size_t)a.T + (size_t)t, at = place(t);
         __align__(16) float x[NV][VEC];
+        if (!AHEAD) fetch(t);
 #pragma unroll
-        for (int i = 0; i < NV; i++) load<VEC>(x[i], (const X *)a.x + at + i * 32 * VEC);
-        if (GATE) {
-            __align__(16) float h[NV][VEC];
-#pragma unroll
-            for (int i = 0; i < NV; i++) load<VEC>(h[i], (const A *)a.h + at + i * 32 * VEC);
-#pragma unroll
-            for (int i = 0; i < NV; i++) {
-                __align__(16) float g[VEC];
-                load<VEC>(g, &vectors[2][(i * 32 + lane) * VEC]);
-                for (int j = 0; j < VEC; j++) x[i][j] = fmaf(g[j], h[i][j], x[i][j]);
-                save<VEC>((X *)a.x + at + i * 32 * VEC, x[i]);
-            }
+        for (int i = 0; i < NV; i++) {
+            load<VEC>(x[i], (const X *)&next_x[i]);
+            if (!GATE) continue;
+            __align__(16) float g[VEC], h[VEC];
+            load<VEC>(h, (const A *)&next_h[i]);
+            load<VEC>(g, &vectors[2][(i * 32 + lane) * VEC]);
+            for (int j = 0; j < VEC; j++) x[i][j] = fmaf(g[j], h[j], x[i][j]);
         }
+        if (AHEAD && t + WARPS < end) fetch(t + WARPS);
+        if (GATE)
+#pragma unroll
+            for (int i = 0; i < NV; i++) save<VEC>((X *)a.x + at + i * 32 * VEC, x[i]);
         if (!a.y) continue;
         float sum = 0, squares = 0;
 #pragma unroll
@@ -129,7 +155,14 @@ __global__ void __launch_bounds__(WARPS * 32, 4) norm_kernel(const norm_args a) 
 #pragma unroll
         for (int i = 0; i < NV; i++)
             for (int j = 0; j < VEC; j++) squares = fmaf(x[i][j] - mean, x[i][j] - mean, squares);
-        const float rstd = 1 / sqrtf(warp_sum(squares) / C + a.eps);
+        const float variance = warp_sum(squares) / C, rstd = 1 / sqrtf(variance + a.eps);
+        if (GATE && is_half<X> && !(C * (variance + mean * mean) < HALF_MOST * HALF_MOST)) { // a sum of squares: none is larger
+            int n = 0;
+#pragma unroll
+            for (int i = 0; i < NV; i++)
+                for (int j = 0; j < VEC; j++) n += fabsf(x[i][j]) > HALF_MOST;
+            count_overflows(a, n, lane);
+        }
 #pragma unroll
         for (int i = 0; i < NV; i++) {
             __align__(16) float shift[VEC], scale[VEC], y[VEC];
@@ -154,9 +187,13 @@ template <typename A, typename X> __global__ void __launch_bounds__(WARPS * 32) 
     if (t >= a.T) return;
     X *x = (X *)a.x + token * a.C;
     float sum = 0, squares = 0;
-    if (a.gate)
-        for (int i = lane; i < a.C; i += 32)
-            store_f32(x + i, fmaf(a.gate[mod + i], load_f32((const A *)a.h + token * a.C + i), load_f32(x + i)));
+    int beyond = 0;
+    for (int i = lane; a.gate && i < a.C; i += 32) {
+        const float v = fmaf(a.gate[mod + i], load_f32((const A *)a.h + token * a.C + i), load_f32(x + i));
+        store_f32(x + i, v);
+        beyond += is_half<X> && fabsf(v) > HALF_MOST;
+    }
+    if (is_half<X>) count_overflows(a, beyond, lane);
     if (!a.y) return;
     for (int i = lane; i < a.C; i += 32) sum += load_f32(x + i);
     const float mean = warp_sum(sum) / a.C;
@@ -223,7 +260,8 @@ template <typename A, typename Y, typename X> static int run(struct kern *k, nor
     return cuda_launched(k, a.gate ? "gate_norm" : "norm_modulate");
 }
 
-static int run_any(struct kern *k, const norm_args &a, int R) {
+static int run_any(struct kern *k, norm_args a, int R) {
+    a.overflows = cuda_of(k)->overflows, a.told = cuda_of(k)->told;
     const bool half = k->stream == KERN_F16;
     if (k->act == KERN_F32) return run<float, float, float>(k, a, R);
     if (k->act == KERN_F16) return half ? run<__half, __half, __half>(k, a, R) : run<__half, __half, float>(k, a, R);

@@ -177,7 +177,7 @@ def test_metrics(daemon):
     text = daemon.get("/metrics").body.decode()
     m = daemon.metrics()
     for name in ["requests_total", "images_total", "queue_depth", "queue_wait_seconds", "rows_running", "batch_rows", "steps_total",
-                 "model_evaluations_total", "request_duration_seconds", "phase_duration_seconds", "rejected_total", "cancelled_total",
+                 "model_evaluations_total", "residual_overflows_total", "request_duration_seconds", "phase_duration_seconds", "rejected_total", "cancelled_total",
                  "model_reloads_total", "model_info", "device_memory_bytes", "draining", "build_info"]:
         assert f"# TYPE sitd_{name} " in text and f"# HELP sitd_{name} " in text, name
     families = re.findall(r"^# TYPE (\S+)", text, re.M)

@@ -261,6 +261,36 @@ TEST(cuda_float16_stream_matches_the_reference_and_keeps_its_bits) {
     kern_close(ref);
 }
 
+// 60000 + gate*h in `many` places of one token, all else small
+static uint64_t beyond_float16(int C, int many) {
+    enum { T = 5 };
+    struct kern *k;
+    char why[256];
+    size_t n = (size_t)T * (size_t)C;
+    uint16_t *x = calloc(n, 2), *h = calloc(n, 2);
+    float *gate = malloc((size_t)C * 4);
+    void *dx, *dh, *dg, *dy;
+    CHECK(kern_open(&k, &(struct kern_config){.backend = "cuda", .act = KERN_BF16}, why, sizeof why) == 0 && k->overflows(k) == 0);
+    for (int i = 0; i < C; i++) gate[i] = 1;
+    for (int i = 0; i < many; i++) x[2 * C + i] = kern_f32_to_f16(i % 2 ? -60000 : 60000), h[2 * C + i] = kern_f32_to_bf16(i % 2 ? -6000 : 6000);
+    CHECK(!k->alloc(k, n * 2, &dx) && !k->alloc(k, n * 2, &dh) && !k->alloc(k, n * 2, &dy) && !k->alloc(k, (size_t)C * 4, &dg));
+    CHECK(!k->upload(k, dx, x, n * 2) && !k->upload(k, dh, h, n * 2) && !k->upload(k, dg, gate, (size_t)C * 4));
+    CHECK(!k->gate_norm(k, dy, dx, dh, dg, dg, dg, 0, 1, T, C, 1e-6f, NULL, NULL) && !k->download(k, x, dx, n * 2));
+    uint64_t found = k->overflows(k);
+    k->free(k, dx), k->free(k, dh), k->free(k, dy), k->free(k, dg);
+    kern_close(k);
+    free(x), free(h), free(gate);
+    return found;
+}
+
+TEST(cuda_numbers_beyond_float16_are_counted) {
+    static const int widths[] = {40, 128, 192, 1152};
+    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++) {
+        CHECK(beyond_float16(widths[i], 3) == 3);
+        CHECK(beyond_float16(widths[i], 0) == 0);
+    }
+}
+
 /* ---- what a table of cases cannot say ---- */
 
 TEST(cuda_uploads_arrive_in_order_when_the_ring_turns) {
