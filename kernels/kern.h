@@ -159,6 +159,7 @@ struct kern_norm_back {
     int ld, R, T, C;
     bool add;
 };
+#define KERN_SUM_LINES 256
 #define KERN_MAX_EMA 4
 struct kern_adamw { // doubles, as 1 - 0.9999 in float32 is 2e-4 off
     double lr, beta1, beta2, eps, decay;
@@ -194,6 +195,9 @@ struct kern {
     uint64_t (*overflows)(struct kern *); // how many such values there were so far, those of work under way perhaps; NULL: stream is float32
     enum kern_dtype picture;    // of pictures: KERN_F32, or KERN_BF16 on a GPU that computes in bfloat16
     size_t pixels;              // a call wants pictures of so many pixels together; 0: one picture at a time
+    // A block's backward ops are best called for about so many lines (tokens of some rows) at a time, which caches hold; 0: for all at once.
+    // Not 0: sums over lines are rounded after every KERN_SUM_LINES, so that calls for multiples of so many give the same bits as one for all.
+    int back_lines;
     int threads;
     char why[256];              // text of the last failure
     void *impl;                 // the back end's own
@@ -210,11 +214,12 @@ struct kern {
 
     /*
      * rows: runs fn over the rows [0, n) cut into chunks [r0, r0+n'), each on a lane (perhaps several at once on pool threads). fn's
-     * buffers of activations are scratch: it may use scratch rows [s0, s0+n') and nothing else, where s0 + n' <= rows_scratch(k, n).
+     * buffers of activations are scratch: it may use scratch rows [s0, s0+n') and nothing else, where s0 + n' <= rows_scratch(k, n, lines).
+     * lines: of a row (tokens); rows of few lines are walked several at once, so that they share the way of the weights into the cache.
      * A lane is only valid inside the call; lanes share the table and linear layers of their parent. First failure wins and is returned.
      */
-    int (*rows)(struct kern *, int n, kern_rows_fn *, void *ctx);
-    int (*rows_scratch)(struct kern *, int n); // scratch rows that rows() may use for any count up to n
+    int (*rows)(struct kern *, int n, int lines, kern_rows_fn *, void *ctx);
+    int (*rows_scratch)(struct kern *, int n, int lines); // scratch rows that rows() may use for any count up to n
 
     /* linear layers. w [out, in] and b [out] (float32, may be NULL) are host memory, not kept. */
     int (*linear_new)(struct kern *, const struct kern_linear_spec *, const void *w, const float *b, struct kern_linear **);

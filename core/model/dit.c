@@ -140,7 +140,7 @@ static int reserve_sets(struct dit *m, size_t lines, struct err *e) {
 }
 
 static int reserve_tokens(struct dit *m, bool recompute, struct err *e) {
-    int rows = m->flat ? m->max_rows : m->k->rows_scratch(m->k, m->max_rows);
+    int rows = m->flat ? m->max_rows : m->k->rows_scratch(m->k, m->max_rows, m->L);
     size_t lines = (size_t)rows * (size_t)m->L, pixels = (size_t)rows * (size_t)(m->T * m->P * m->P) * sizeof(float);
     size_t stream = lines * kern_dtype_size(m->k->stream), C = (size_t)m->encoder.C;
     m->n_sets = m->flat && !recompute ? m->encoder.depth : 1;
@@ -289,7 +289,7 @@ static int conditioning(struct dit *m, int R) {
 
 static int evaluate(struct dit *m, int R) {
     TRY(conditioning(m, R));
-    return m->k->rows(m->k, R, dit_rows, m);
+    return m->k->rows(m->k, R, m->L, dit_rows, m);
 }
 
 /* ---- graphs ----

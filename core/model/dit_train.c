@@ -41,11 +41,22 @@ static int reserve_flat(struct dit_train *t, struct err *e) {
     return rc == OK ? dit_buffer(t->net, &f->norm_scale, f->norms_count * sizeof(float), e) : rc;
 }
 
+// As few rows as make whole runs of KERN_SUM_LINES lines, as often as back_lines holds them
+static int group_rows(const struct dit *m) {
+    int least = 1, lines = m->k->back_lines;
+    if (!lines) return m->max_rows;
+    while (least * m->L % KERN_SUM_LINES) least++;
+    int rows = lines / (least * m->L) * least;
+    rows = rows < least ? least : rows;
+    return rows < m->max_rows ? rows : m->max_rows;
+}
+
 static int reserve_gradients(struct dit_train *t, struct err *e) {
     struct dit *m = t->net;
     size_t rows = (size_t)m->max_rows, lines = KERN_ROUND_UP(rows, (size_t)KERN_VEC), f = sizeof(float);
     size_t C = (size_t)m->encoder.C, MLP = (size_t)m->encoder.MLP, side2 = (size_t)m->a.input_size * (size_t)m->a.input_size;
     size_t tokens = rows * (size_t)m->L, act = tokens * kern_dtype_size(m->k->act);
+    t->group = group_rows(m), t->wide = MLP > 3 * C ? MLP : 3 * C;
     const struct {
         void *out;
         size_t bytes;
@@ -54,8 +65,8 @@ static int reserve_gradients(struct dit_train *t, struct err *e) {
         {&t->dout, lines * (size_t)m->out_channels * side2 * f},
         {&t->dtok, rows * (size_t)m->out_channels * side2 * f},
         {&t->d_in, act * C},
-        {&t->d_out, act * C},
-        {&t->d_wide, act * (MLP > 3 * C ? MLP : 3 * C)},
+        {&t->d_out, act / rows * (size_t)t->group * C},
+        {&t->d_wide, act * t->wide},
         {&t->d_mod, m->n_mod ? lines * (size_t)m->mod_ld * f : 0},
         {&t->d_kv, m->kv.run ? lines * DIT_CONTEXT * 2 * C * (size_t)m->encoder.depth * f : 0},
         {&t->d_context, m->kv.run ? lines * DIT_CONTEXT * C * f : 0},

@@ -31,10 +31,13 @@ struct dit_train {
     struct dit *net;
     struct dit_flat flat;
     float *minus_one; // [C]
-    /* gradients of activations: of all rows, or one line a row */
+    int group;        // rows that backward takes through a block at once
+    /* gradients of activations: of all rows, of a group's, or one line a row */
     float *dx, *dout, *dtok;         // of the stream [R, L, C], of the output, of its patches
-    void *d_in, *d_out;              // act [R, L, C]: of a part's input (before that, of what attention gave) and output
-    void *d_wide;                    // act [R, L, max(3*C, MLP)]
+    void *d_in;                      // act [R, L, C]: of a part's input; before that, of what attention gave
+    void *d_out;                     // act [group, L, C]: of a part's output
+    void *d_wide;                    // act [R, L, wide]
+    size_t wide;                     // max(3*C, MLP)
     float *d_mod, *d_kv, *d_context; // as modulation, context_kv, context
     float *d_t, *d_y, *d_hidden; // [lines, C]: of timestep and label vectors (adaLN: of their sum), of the timestep MLP's middle
     void (*on_grads)(void *ctx, size_t offset, size_t count);

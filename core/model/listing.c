@@ -215,4 +215,4 @@ static int again_rows(struct kern *k, void *ctx, int r0, int n, int s0) {
     return dit_run_block(k, m, g, a->i, &s, &final.part[PART_SELF], stream, r0, n);
 }
 
-int dit_again(struct dit *m, int i, int R) { return m->k->rows(m->k, R, again_rows, &(struct again){m, i}); }
+int dit_again(struct dit *m, int i, int R) { return m->k->rows(m->k, R, m->L, again_rows, &(struct again){m, i}); }

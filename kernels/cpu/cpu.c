@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 /*
  * How rows meet threads. With at least as many rows as threads each row runs through the whole network on one thread: its
- * activations stay in that core's second-level cache, and no thread waits for another until the end. The rows left over when the
- * number does not divide, or all of them when they are fewer than the threads, are walked by one thread that shares each op's
- * tasks with the others. Both ways run the same tasks, so both give the same bits; only the order differs.
+ * activations stay in that core's second-level cache, and no thread waits for another until the end. Short rows go several at
+ * once, if there are enough: each block's weights come from further away than activations do, and serve them all. The rows left
+ * over when the number does not divide, or all of them when they are fewer than the threads, are walked by one thread that shares
+ * each op's tasks with the others. All ways run the same tasks, so all give the same bits; only the order differs.
  */
 #include "kernels/cpu/cpu.h"
 
@@ -61,6 +62,8 @@ int cpu_run(struct kern *k, int n, double work, cpu_task_fn *task, void *ctx) {
 
 /* ---- rows ---- */
 
+enum { WALK_LINES = 512 };
+
 struct walk {
     kern_rows_fn *fn;
     void *ctx;
@@ -70,30 +73,40 @@ struct walk {
 
 static int walk_task(struct lane *lane, int i, void *arg) {
     struct walk *w = arg;
-    return w->fn(&lane->kern, w->ctx, w->first + i * w->each, w->each, w->scratch_of_lane ? lane->id : 0);
+    return w->fn(&lane->kern, w->ctx, w->first + i * w->each, w->each, w->scratch_of_lane ? lane->id * w->each : 0);
 }
 
-static int cpu_rows(struct kern *k, int n, kern_rows_fn *fn, void *ctx) {
+// Rows that a thread walks at once: a power of two, two walks a thread at least
+static int rows_at_once(const struct cpu *cpu, int n, int lines) {
+    int each = 1;
+    while (2 * each * lines <= WALK_LINES && 4 * each * cpu->threads <= n) each *= 2;
+    return each;
+}
+
+static int run_walks(struct kern *k, struct walk *w, int walks, enum lane_mode mode) {
     struct cpu *cpu = LANE(k)->cpu;
-    int left = n % cpu->threads, whole = n - left, rc = KERN_OK;
-    if (whole > 0) {
-        struct walk w = {.fn = fn, .ctx = ctx, .each = 1, .scratch_of_lane = true};
-        struct job j = {.cpu = cpu, .task = walk_task, .ctx = &w, .mode = LANE_SERIAL};
-        pool_run(cpu->pool, whole, job_task, &j);
-        rc = job_result(k, &j);
-    }
-    if (left > 0 && rc >= 0) {
-        struct walk w = {.fn = fn, .ctx = ctx, .first = whole, .each = left};
-        struct job j = {.cpu = cpu, .task = walk_task, .ctx = &w, .mode = LANE_SHARED};
-        pool_run(cpu->pool, 1, job_task, &j);
-        rc = job_result(k, &j);
-    }
-    return rc;
+    struct job j = {.cpu = cpu, .task = walk_task, .ctx = w, .mode = mode};
+    if (walks < 1) return KERN_OK;
+    pool_run(cpu->pool, walks, job_task, &j);
+    w->first += walks * w->each;
+    return job_result(k, &j);
 }
 
-static int cpu_rows_scratch(struct kern *k, int n) {
-    int threads = LANE(k)->cpu->threads;
-    return n < threads ? n : threads;
+static int cpu_rows(struct kern *k, int n, int lines, kern_rows_fn *fn, void *ctx) {
+    struct cpu *cpu = LANE(k)->cpu;
+    struct walk w = {.fn = fn, .ctx = ctx, .scratch_of_lane = true};
+    int rc = KERN_OK;
+    for (w.each = rows_at_once(cpu, n, lines); w.each > 0 && rc >= 0; w.each /= 2)
+        rc = run_walks(k, &w, (n - w.first) / (w.each * cpu->threads) * cpu->threads, LANE_SERIAL);
+    if (rc < 0 || w.first == n) return rc;
+    w.each = n - w.first, w.scratch_of_lane = false;
+    return run_walks(k, &w, 1, LANE_SHARED);
+}
+
+static int cpu_rows_scratch(struct kern *k, int n, int lines) {
+    const struct cpu *cpu = LANE(k)->cpu;
+    int most = rows_at_once(cpu, n, lines) * cpu->threads;
+    return n < most ? n : most;
 }
 
 /* ---- opening ---- */

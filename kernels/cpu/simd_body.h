@@ -131,38 +131,13 @@ static float *part(float **at, size_t floats) {
     return p;
 }
 
-// 8 tokens x 8 channels of keys, transposed
-INLINE void transpose8(float *dst, const void *src, size_t ld, bool bf16) {
-    __m256 r[8], s[8];
-    for (int i = 0; i < 8; i++) {
-        if (!bf16) r[i] = _mm256_loadu_ps((const float *)src + (size_t)i * ld);
-        else {
-            __m128i h = _mm_loadu_si128((const __m128i *)(const void *)((const uint16_t *)src + (size_t)i * ld));
-            r[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
-        }
-    }
-    for (int i = 0; i < 8; i += 2) {
-        s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-        s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4)
-        for (int j = 0; j < 2; j++) {
-            r[i + 2 * j] = _mm256_shuffle_ps(s[i + j], s[i + j + 2], 0x44);
-            r[i + 2 * j + 1] = _mm256_shuffle_ps(s[i + j], s[i + j + 2], 0xee);
-        }
-    for (int i = 0; i < 4; i++) {
-        _mm256_storeu_ps(dst + i * NR, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-        _mm256_storeu_ps(dst + (i + 4) * NR, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
-    }
-}
-
 INLINE void pack_head(const struct simd_head *a, const struct head_tile *t, bool bf16) {
     size_t D = (size_t)a->D, es = bf16 ? 2 : 4;
     for (size_t j = 0; j < (size_t)t->padded_T; j += 8) {
         float *panel = t->kt + j / NR * D * NR + j % NR;
         bool full = j + 8 <= (size_t)a->T;
         for (size_t d = 0; d < D && full; d += 8)
-            transpose8(panel + d * NR, (const char *)a->k + (j * a->ld + d) * es, a->ld, bf16);
+            transpose8(panel + d * NR, NR, (const char *)a->k + (j * a->ld + d) * es, a->ld, bf16);
         for (size_t d = 0; d < D && !full; d++)
             for (size_t i = 0; i < 8; i++)
                 panel[d * NR + i] = j + i < (size_t)a->T ? kern_load(a->act, a->k, (j + i) * a->ld + d) : 0;

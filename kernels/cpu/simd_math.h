@@ -60,6 +60,31 @@ INLINE void act_store(bool bf16, void *p, size_t at, vf v, int n) {
     else memcpy((uint16_t *)p + at, &h, (size_t)n * 2);
 }
 
+// 8 x 8 elements of an act buffer, transposed to floats; ld: elements from line to line
+INLINE void transpose8(float *dst, size_t dst_ld, const void *src, size_t ld, bool bf16) {
+    __m256 r[8], s[8];
+    for (int i = 0; i < 8; i++) {
+        if (!bf16) r[i] = _mm256_loadu_ps((const float *)src + (size_t)i * ld);
+        else {
+            __m128i h = _mm_loadu_si128((const __m128i *)(const void *)((const uint16_t *)src + (size_t)i * ld));
+            r[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+        }
+    }
+    for (int i = 0; i < 8; i += 2) {
+        s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            r[i + 2 * j] = _mm256_shuffle_ps(s[i + j], s[i + j + 2], 0x44);
+            r[i + 2 * j + 1] = _mm256_shuffle_ps(s[i + j], s[i + j + 2], 0xee);
+        }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(dst + (size_t)i * dst_ld, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+        _mm256_storeu_ps(dst + (size_t)(i + 4) * dst_ld, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+    }
+}
+
 // 2^x for x <= 127, 0 below 2^-126; within 1e-7
 INLINE vf v_exp2(vf x) {
     vf shifted = x + 12582912.0f, f = x - (shifted - 12582912.0f); // adding 1.5 2^23 leaves round(x) in the low bits

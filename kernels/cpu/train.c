@@ -49,21 +49,19 @@ static int sum_columns(struct kern *k, float *sum, const float *a, size_t lines,
 
 /* ---- linear ---- */
 
-enum { LINES = 192, COLUMNS = 192 }; // of a task: lines of dx, columns of dw
-
 struct linear_call {
     const float *dy, *x, *x_pre, *w;
     float *dx, *dw, *db;
     enum kern_act before;
     bool add;
-    size_t lines, out, in, first, count; // dw: of outputs [first, first + count)
-    size_t dx_columns, dw_outputs;       // of a task: columns of dx, outputs of dw
+    size_t lines, out, in, first, count;     // dw: of outputs [first, first + count)
+    size_t dx_lines, dx_columns, dw_outputs; // of a task: lines and columns of dx, outputs of dw
 };
 
 static int dx_task(struct lane *lane, int task, void *arg) {
     const struct linear_call *c = arg;
     const struct train_simd *simd = cpu_train_simd(lane->cpu);
-    size_t across = blocks(c->in, c->dx_columns), line = (size_t)task / across * LINES,
+    size_t across = blocks(c->in, c->dx_columns), line = (size_t)task / across * c->dx_lines,
            column = (size_t)task % across * c->dx_columns;
     struct train_gemm g = {.c = c->dx + line * c->in + column,
                            .ldc = c->in,
@@ -72,7 +70,7 @@ static int dx_task(struct lane *lane, int task, void *arg) {
                            .ak = 1,
                            .b = c->w + column,
                            .ldb = c->in,
-                           .m = least(LINES, c->lines - line),
+                           .m = least(c->dx_lines, c->lines - line),
                            .n = least(c->dx_columns, c->in - column),
                            .k = c->out,
                            .work = lane->scratch};
@@ -85,7 +83,8 @@ static int dx_task(struct lane *lane, int task, void *arg) {
 static int dw_task(struct lane *lane, int task, void *arg) {
     const struct linear_call *c = arg;
     const struct train_simd *simd = cpu_train_simd(lane->cpu);
-    size_t across = blocks(c->in, COLUMNS), o = (size_t)task / across * c->dw_outputs, column = (size_t)task % across * COLUMNS;
+    size_t across = blocks(c->in, TRAIN_COLUMNS), o = (size_t)task / across * c->dw_outputs,
+           column = (size_t)task % across * TRAIN_COLUMNS;
     size_t outputs = least(c->dw_outputs, c->count - o);
     const float *dy = c->dy + c->first + o;
     struct train_gemm g = {.c = c->dw + o * c->in + column,
@@ -96,7 +95,7 @@ static int dw_task(struct lane *lane, int task, void *arg) {
                            .b = c->x + column,
                            .ldb = c->in,
                            .m = outputs,
-                           .n = least(COLUMNS, c->in - column),
+                           .n = least(TRAIN_COLUMNS, c->in - column),
                            .k = c->lines,
                            .add = c->add,
                            .work = lane->scratch};
@@ -107,14 +106,19 @@ static int dw_task(struct lane *lane, int task, void *arg) {
     return KERN_OK;
 }
 
-// Outputs of a task of dw: many, as every task packs x anew (with 48 that took a tenth of a step), but so that each thread has as
-// much to do. How dw is cut does not show in what comes out.
+// How tasks are cut does not show in what comes out. Many outputs of dw each, as every task packs x anew, but as much to do for
+// each thread.
 static size_t cut_outputs(size_t out, size_t in, size_t threads) {
-    for (size_t outputs = 192; outputs > 48; outputs /= 2) {
-        size_t tasks = blocks(out, outputs) * blocks(in, COLUMNS);
-        if (tasks % threads == 0 || tasks > 4 * threads) return outputs;
-    }
-    return 48;
+    size_t across = blocks(in, TRAIN_COLUMNS), parts = 1;
+    while (across * parts % threads && across * parts < 4 * threads) parts++;
+    size_t outputs = KERN_ROUND_UP(blocks(out, parts), 12);
+    return outputs > 48 ? outputs : 48;
+}
+
+// Many lines of dx each, as every task packs the weights anew.
+static size_t cut_lines(size_t lines, size_t threads) {
+    size_t each = KERN_ROUND_UP(blocks(lines, threads), 12);
+    return each < TRAIN_LINES ? TRAIN_LINES : each > 4 * TRAIN_LINES ? 4 * TRAIN_LINES : each;
 }
 
 static struct linear_call linear_call(const struct cpu_layer *l, const void *dy, int units) {
@@ -133,9 +137,10 @@ static int cpu_linear_backward(struct kern *k, const struct kern_linear *opaque,
     struct linear_call c = linear_call(l, dy, units);
     if (!is_ours(k, l)) return ref_linear_dx(k, &l->spec, l->w, dx, dx_sum, dy, before, x_pre, units, add);
     c.dx = dx, c.x_pre = x_pre, c.before = before;
-    c.dx_columns = c.lines <= LINES ? 32 : c.in; // few lines, vectors mostly: threads share the columns
+    c.dx_lines = cut_lines(c.lines, (size_t)k->threads);
+    c.dx_columns = c.lines <= TRAIN_LINES ? 32 : c.in; // few lines, vectors mostly: threads share the columns
     double work = 2.0 * (double)c.lines * (double)c.out * (double)c.in;
-    int rc = cpu_run(k, (int)(blocks(c.lines, LINES) * blocks(c.in, c.dx_columns)), work, dx_task, &c);
+    int rc = cpu_run(k, (int)(blocks(c.lines, c.dx_lines) * blocks(c.in, c.dx_columns)), work, dx_task, &c);
     return rc < 0 ? rc : sum_columns(k, dx_sum, dx, c.lines, c.in, add);
 }
 
@@ -147,7 +152,7 @@ static int cpu_linear_gradients(struct kern *k, const struct kern_linear *opaque
     c.dw = dw, c.db = db, c.x = x, c.add = add, c.first = (size_t)first, c.count = (size_t)count;
     c.dw_outputs = cut_outputs(c.count, c.in, (size_t)k->threads);
     double work = 2.0 * (double)c.lines * (double)c.count * (double)c.in;
-    return cpu_run(k, (int)(blocks(c.count, c.dw_outputs) * blocks(c.in, COLUMNS)), work, dw_task, &c);
+    return cpu_run(k, (int)(blocks(c.count, c.dw_outputs) * blocks(c.in, TRAIN_COLUMNS)), work, dw_task, &c);
 }
 
 /* ---- norm and gate ---- */
@@ -373,6 +378,7 @@ static int cpu_adamw(struct kern *k, float *p, float *m, float *v, float *const 
 }
 
 void cpu_train_fill(struct kern *k, const struct cpu *cpu) {
+    if (cpu_train_simd(cpu) && k->act == KERN_F32) k->back_lines = KERN_SUM_LINES * (k->threads > 2 ? k->threads : 2);
     k->linear_wrap = cpu_linear_wrap;
     k->linear_refresh = cpu_linear_refresh;
     k->linear_backward = cpu_linear_backward;

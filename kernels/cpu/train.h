@@ -9,8 +9,7 @@
 
 /*
  * c [m, n] = a b, or c += a b. Element (i, j) of a is at a[i*ar + j*ak], where ar or ak is 1; b's lines are ldb apart. Each
- * element of c is summed over k in the same order wherever it stands and whatever m and n are. Where ak is not 1, m is at most
- * TRAIN_LINES.
+ * element of c is summed over k in the same order wherever it stands and whatever m and n are.
  */
 struct train_gemm {
     float *c;
@@ -20,8 +19,8 @@ struct train_gemm {
     bool add;
     float *work; // TRAIN_WORK floats, 64-byte aligned
 };
-#define TRAIN_LINES 256
-#define TRAIN_WORK (KERN_ROUND_UP(TRAIN_LINES, 16) * 384 + 384 * 32)
+enum { TRAIN_LINES = 192, TRAIN_COLUMNS = 384 }; // of c in a block, which is summed over KERN_SUM_LINES at a time
+#define TRAIN_WORK ((size_t)(TRAIN_LINES + TRAIN_COLUMNS) * (KERN_SUM_LINES + 4))
 
 struct train_norm { // one row of gate_norm_backward; sums are added to dshift, dscale, dgate, each nullable
     float *dx, *dh, *y, *dshift, *dscale, *dgate;
@@ -41,7 +40,7 @@ struct train_simd {
     void (*gemm)(const struct train_gemm *);
     void (*slope)(float *dx, const float *x, size_t n, enum kern_act); // dx *= act'(x)
     void (*norm)(const struct train_norm *);
-    // out [n] += the sum over lines of a*b, b NULL: of a. Lines are C floats apart
+    // out [n] += the sum over lines of a*b, b NULL: of a; rounded after every KERN_SUM_LINES. Lines are C floats apart
     void (*sum_lines)(float *out, const float *a, const float *b, size_t lines, size_t C, size_t n);
     void (*attention)(const struct train_head *);
     double (*sum_squares)(const float *x, size_t n);

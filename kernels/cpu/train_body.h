@@ -10,7 +10,7 @@
 #include "kernels/cpu/train.h"
 
 #define GN ((size_t)(2 * W))
-#define KB ((size_t)384)
+#define KB ((size_t)KERN_SUM_LINES)
 #define QUERIES ((size_t)64) // attention works on tiles of scores
 #define KEYS ((size_t)256)
 
@@ -22,21 +22,34 @@ INLINE double sum_d(const vd *v) {
     for (int i = 0; i < W; i++) sum += (*v)[i];
     return sum;
 }
+INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
 INLINE vf load(const float *p, size_t i, size_t n) { return act_load(false, p, i, n - i < W ? (int)(n - i) : W); }
 INLINE void store(float *p, size_t i, size_t n, vf v) { act_store(false, p, i, v, n - i < W ? (int)(n - i) : W); }
 
 /* ---- products ---- */
 
-// c [m, n] of at most GM x GN; b packed [k][GN]. packed: a is [k][GM], else lines that are ar apart
-INLINE void tile(float *c, size_t ldc, const float *a, size_t ar, bool packed, const float *b, size_t k, size_t m, size_t n,
-                 bool add) {
+// A packed tile or panel is 16 floats longer than it need be: at distances of whole pages all would share a few places of the
+// first-level cache.
+#define PACKED(k, width) ((k) * (width) + 16)
+
+// a of a product, in tiles of GM lines: tile i begins at p + i*step, its element (r, k) is at [r*ld + k] or, across, at [k*ld +
+// r]
+struct factor {
+    const float *p;
+    size_t step, ld;
+    bool across;
+};
+
+// c [m, n] of at most `most` x GN; b packed [k][GN]
+INLINE void tile(float *c, size_t ldc, const float *a, size_t ld, bool across, const float *b, size_t k, size_t m, size_t n,
+                 bool add, size_t most) {
     vf acc[GM][2] = {0};
     const float *line[GM];
-    for (size_t r = 0; r < GM; r++) line[r] = a + (r < m ? r : m - 1) * ar; // lines past the end are computed and forgotten
+    for (size_t r = 0; r < most; r++) line[r] = a + (r < m ? r : m - 1) * ld; // lines past the end are computed and forgotten
     for (size_t i = 0; i < k; i++) {
         vf b0 = v_load(b + i * GN), b1 = v_load(b + i * GN + W);
-        for (size_t r = 0; r < GM; r++) {
-            vf x = v_all(packed ? a[i * GM + r] : line[r][i]);
+        for (size_t r = 0; r < most; r++) {
+            vf x = v_all(across ? a[i * ld + (r < m ? r : m - 1)] : line[r][i]);
             acc[r][0] = V_FMA(x, b0, acc[r][0]);
             acc[r][1] = V_FMA(x, b1, acc[r][1]);
         }
@@ -48,44 +61,58 @@ INLINE void tile(float *c, size_t ldc, const float *a, size_t ar, bool packed, c
         }
 }
 
-// a's lines (of k) of m floats, ak apart -> [m/GM][k][GM]
-static void pack_lines(float *to, const float *a, size_t ak, size_t m, size_t k) {
-    for (; m >= GM; a += GM, m -= GM, to += k * GM)
-        for (size_t i = 0; i < k; i++) memcpy(to + i * GM, a + i * ak, GM * sizeof *to);
-    for (size_t i = 0; m && i < k; i++)
-        for (size_t r = 0; r < GM; r++) to[i * GM + r] = r < m ? a[i * ak + r] : 0;
+#define TILE(name, m, n, most)                                                                                                   \
+    static void name(float *c, size_t ldc, const float *a, size_t ld, bool across, const float *b, size_t k, size_t lines,       \
+                     size_t columns, bool add) {                                                                                 \
+        (void)lines, (void)columns;                                                                                              \
+        if (across) tile(c, ldc, a, ld, true, b, k, m, n, add, most);                                                            \
+        else tile(c, ldc, a, ld, false, b, k, m, n, add, most);                                                                  \
+    }
+TILE(whole_tile, GM, GN, GM)
+TILE(short_tile, lines, columns, GM / 3)
+TILE(any_tile, lines, columns, GM)
+
+static void tiles(float *c, size_t ldc, struct factor a, const float *panels, size_t m, size_t n, size_t k, bool add) {
+    for (size_t j = 0; j < n; j += GN, panels += PACKED(k, GN))
+        for (size_t i = 0; i < m; i += GM) {
+            size_t lines = m - i < GM ? m - i : GM, columns = n - j < GN ? n - j : GN;
+            (lines == GM && columns == GN ? whole_tile
+             : lines <= GM / 3
+                 ? short_tile
+                 : any_tile)(c + i * ldc + j, ldc, a.p + i / GM * a.step, a.ld, a.across, panels, k, lines, columns, add);
+        }
 }
 
-static void pack_panel(float *to, const float *b, size_t ldb, size_t n, size_t k) {
-    for (size_t i = 0; i < k && n == GN; i++) {
-        v_store(to + i * GN, v_load(b + i * ldb));
-        v_store(to + i * GN + W, v_load(b + i * ldb + W));
+// a's lines (of k) of m floats, ak apart -> [m/GM] of [k][GM]; a line is read from end to end
+static struct factor pack_lines(float *to, const float *a, size_t ak, size_t m, size_t k) {
+    size_t step = PACKED(k, GM), whole = m / GM, rest = m % GM;
+    for (size_t i = 0; i < k; i++, a += ak) {
+        for (size_t t = 0; t < whole; t++) memcpy(to + t * step + i * GM, a + t * GM, GM * sizeof *to);
+        if (rest) memcpy(to + whole * step + i * GM, a + whole * GM, rest * sizeof *to);
     }
-    for (size_t i = 0; i < k && n < GN; i++) {
-        v_store(to + i * GN, load(b + i * ldb, 0, n));
-        v_store(to + i * GN + W, n > W ? load(b + i * ldb, W, n) : (vf){0});
-    }
+    return (struct factor){to, step, GM, true};
+}
+
+// b's lines (of k) of n floats, ldb apart -> [n/GN] of [k][GN]
+static void pack_panels(float *to, const float *b, size_t ldb, size_t n, size_t k) {
+    for (size_t i = 0; i < k; i++, b += ldb, to += GN)
+        for (size_t j = 0; j < n; j += W) v_store(to + j / GN * PACKED(k, GN) + j % GN, load(b, j, n));
 }
 
 static void gemm(const struct train_gemm *g) {
-    float *panel = g->work, *lines = panel + KB * GN;
-    bool packed = g->ak != 1;
-    for (size_t k0 = 0; k0 < g->k; k0 += KB) {
-        size_t k = g->k - k0 < KB ? g->k - k0 : KB;
-        bool add = g->add || k0;
-        const float *a = g->a + k0 * g->ak;
-        if (packed) pack_lines(lines, a, g->ak, g->m, k);
-        for (size_t n0 = 0; n0 < g->n; n0 += GN) {
-            size_t n = g->n - n0 < GN ? g->n - n0 : GN;
-            pack_panel(panel, g->b + k0 * g->ldb + n0, g->ldb, n, k);
-            for (size_t m0 = 0; m0 < g->m; m0 += GM) {
-                size_t m = g->m - m0 < GM ? g->m - m0 : GM;
-                float *c = g->c + m0 * g->ldc + n0;
-                if (packed) tile(c, g->ldc, lines + m0 * k, 0, true, panel, k, m, n, add);
-                else tile(c, g->ldc, a + m0 * g->ar, g->ar, false, panel, k, m, n, add);
+    float *panels = g->work, *lines = panels + TRAIN_COLUMNS / GN * PACKED(KB, GN);
+    for (size_t n0 = 0; n0 < g->n; n0 += TRAIN_COLUMNS)
+        for (size_t k0 = 0; k0 < g->k; k0 += KB) {
+            size_t n = least(TRAIN_COLUMNS, g->n - n0), k = least(KB, g->k - k0);
+            pack_panels(panels, g->b + k0 * g->ldb + n0, g->ldb, n, k);
+            for (size_t m0 = 0; m0 < g->m; m0 += TRAIN_LINES) {
+                size_t m = least(TRAIN_LINES, g->m - m0);
+                const float *from = g->a + m0 * g->ar + k0 * g->ak;
+                struct factor a =
+                    g->ak == 1 ? (struct factor){from, GM * g->ar, g->ar, false} : pack_lines(lines, from, g->ak, m, k);
+                tiles(g->c + m0 * g->ldc + n0, g->ldc, a, panels, m, n, k, g->add || k0);
             }
         }
-    }
 }
 
 /* ---- activations: with t = 1/(1 + exp(-q)), u t' the same for both: act = u t, act' = t (1 + u (1 - t) q') ---- */
@@ -150,40 +177,57 @@ static void norm(const struct train_norm *a) {
     }
 }
 
-static void sum_lines(float *out, const float *a, const float *b, size_t lines, size_t C, size_t n) {
-    for (size_t i = 0; i < n; i += W) {
-        vd total = {0};
-        for (size_t l = 0; l < lines;) {
-            vf sum = {0};
-            for (size_t end = lines - l < 64 ? lines : l + 64; l < end; l++) {
-                vf x = load(a + l * C, i, n);
-                sum = b ? V_FMA(x, load(b + l * C, i, n), sum) : sum + x;
-            }
-            total += V_DOUBLE(sum);
+// Of at most KERN_SUM_LINES lines and W columns
+INLINE vf sum_part(const float *a, const float *b, size_t lines, size_t C, size_t n) {
+    vd total = {0};
+    for (size_t l = 0; l < lines;) {
+        vf sum = {0};
+        for (size_t end = least(lines, l + 64); l < end; l++) {
+            vf x = load(a + l * C, 0, n);
+            sum = b ? V_FMA(x, load(b + l * C, 0, n), sum) : sum + x;
         }
-        store(out, i, n, __builtin_convertvector(V_DOUBLE(load(out, i, n)) + total, vf));
+        total += V_DOUBLE(sum);
     }
+    return __builtin_convertvector(total, vf);
+}
+
+static void sum_lines(float *out, const float *a, const float *b, size_t lines, size_t C, size_t n) {
+    for (size_t l = 0; l < lines; l += KERN_SUM_LINES)
+        for (size_t i = 0; i < n; i += W) {
+            size_t at = l * C + i;
+            store(out, i, n, load(out, i, n) + sum_part(a + at, b ? b + at : NULL, least(KERN_SUM_LINES, lines - l), C, n - i));
+        }
 }
 
 /* ---- attention ---- */
 
 struct scores {     // parts of train_head.work
-    float *p, *ds;  // [QUERIES][KEYS]
-    float *kt, *vt; // [D][KEYS], this block's keys and values transposed
+    float *p, *ds;  // [QUERIES] lines of LINE
+    float *kt, *vt; // this block's keys and values transposed, as panels of columns of scores
+    float *keys;    // its keys as they are, as panels of channels
+    float *queries; // of some queries or their d_o, panels of channels
     float *delta;   // [T]: d_o along o
-    float *gemm;
 };
+#define LINE (KEYS + 16) // a line of scores, also read across
 
-static void transpose(float *to, const float *from, size_t ld, size_t lines, size_t D) {
-    for (size_t j = 0; j < lines; j++)
-        for (size_t d = 0; d < D; d++) to[d * KEYS + j] = from[j * ld + d];
+// Lines of D floats -> their transpose as panels: [lines/GN] of [D][GN]
+static void pack_across(float *to, const float *from, size_t ld, size_t lines, size_t D) {
+    for (size_t j = 0; j < lines; j += 8)
+        for (size_t d = 0; d < D; d += 8) {
+            float *at = to + j / GN * PACKED(D, GN) + d * GN + j % GN;
+            const float *line = from + j * ld + d;
+            if (lines - j >= 8) transpose8(at, GN, line, ld, false);
+            else
+                for (size_t r = 0; r < lines - j; r++)
+                    for (size_t i = 0; i < 8; i++) at[i * GN + r] = line[r * ld + i];
+        }
 }
 
 // p: products of queries and keys -> weights; ds: products of d_o and values -> gradients of the plain products
 static void soften(const struct train_head *a, const struct scores *s, size_t q0, size_t queries, size_t keys) {
     float scale = 1 / sqrtf((float)a->D);
     for (size_t r = 0; r < queries; r++) {
-        float *p = s->p + r * KEYS, *ds = s->ds + r * KEYS, lse = a->lse[q0 + r] * 1.44269504f, delta = s->delta[q0 + r];
+        float *p = s->p + r * LINE, *ds = s->ds + r * LINE, lse = a->lse[q0 + r] * 1.44269504f, delta = s->delta[q0 + r];
         for (size_t j = 0; j < keys; j += W) {
             vf w = v_exp2(V_FMA(load(p, j, keys), v_all(scale * 1.44269504f), v_all(-lse)));
             store(p, j, keys, w);
@@ -193,43 +237,39 @@ static void soften(const struct train_head *a, const struct scores *s, size_t q0
 }
 
 static void meet(const struct train_head *a, const struct scores *s, size_t q0, size_t k0) {
-    size_t T = (size_t)a->T, D = (size_t)a->D, queries = T - q0 < QUERIES ? T - q0 : QUERIES,
-           keys = T - k0 < KEYS ? T - k0 : KEYS;
-    const float *q = a->q + q0 * a->ld, *d_o = a->d_o + q0 * a->o_ld;
-    struct train_gemm g = {.c = s->p, .ldc = KEYS, .a = q, .ar = a->ld, .ak = 1, .b = s->kt, .ldb = KEYS, .work = s->gemm};
-    g.m = queries, g.n = keys, g.k = D;
-    gemm(&g);
-    g.c = s->ds, g.a = d_o, g.ar = a->o_ld, g.b = s->vt;
-    gemm(&g);
-    soften(a, s, q0, queries, keys);
-    g = (struct train_gemm){
-        .c = a->dq + q0 * a->ld, .ldc = a->ld, .a = s->ds, .ar = KEYS, .ak = 1, .b = a->k + k0 * a->ld, .ldb = a->ld};
-    g.m = queries, g.n = D, g.k = keys, g.add = k0 > 0, g.work = s->gemm;
-    gemm(&g);
-    g = (struct train_gemm){.c = a->dk + k0 * a->ld, .ldc = a->ld, .a = s->ds, .ar = 1, .ak = KEYS, .b = q, .ldb = a->ld};
-    g.m = keys, g.n = D, g.k = queries, g.add = q0 > 0, g.work = s->gemm;
-    gemm(&g);
-    g.c = a->dv + k0 * a->ld, g.a = s->p, g.b = d_o, g.ldb = a->o_ld;
-    gemm(&g);
+    size_t D = (size_t)a->D, ld = a->ld, nq = least(QUERIES, (size_t)a->T - q0), nk = least(KEYS, (size_t)a->T - k0);
+    const float *q = a->q + q0 * ld, *d_o = a->d_o + q0 * a->o_ld;
+    const struct factor ds = {s->ds, GM * LINE, LINE, false}, ds_across = {s->ds, GM, LINE, true},
+                        p_across = {s->p, GM, LINE, true};
+    tiles(s->p, LINE, (struct factor){q, GM * ld, ld, false}, s->kt, nq, nk, D, false);
+    tiles(s->ds, LINE, (struct factor){d_o, GM * a->o_ld, a->o_ld, false}, s->vt, nq, nk, D, false);
+    soften(a, s, q0, nq, nk);
+    tiles(a->dq + q0 * ld, ld, ds, s->keys, nq, D, nk, k0 > 0);
+    pack_panels(s->queries, q, ld, D, nq);
+    tiles(a->dk + k0 * ld, ld, ds_across, s->queries, nk, D, nq, q0 > 0);
+    pack_panels(s->queries, d_o, a->o_ld, D, nq);
+    tiles(a->dv + k0 * ld, ld, p_across, s->queries, nk, D, nq, q0 > 0);
 }
 
 static void attention(const struct train_head *a) {
-    size_t T = (size_t)a->T, D = (size_t)a->D;
+    size_t T = (size_t)a->T, D = (size_t)a->D, channels = (D + GN - 1) / GN;
     struct scores s = {.p = a->work};
-    s.ds = s.p + QUERIES * KEYS;
-    s.kt = s.ds + QUERIES * KEYS;
-    s.vt = s.kt + D * KEYS;
-    s.gemm = s.vt + D * KEYS;
-    s.delta = s.gemm + TRAIN_WORK;
+    s.ds = s.p + QUERIES * LINE;
+    s.kt = s.ds + QUERIES * LINE;
+    s.vt = s.kt + KEYS / GN * PACKED(D, GN);
+    s.keys = s.vt + KEYS / GN * PACKED(D, GN);
+    s.queries = s.keys + channels * PACKED(KEYS, GN);
+    s.delta = s.queries + channels * PACKED(QUERIES, GN);
     for (size_t i = 0; i < T; i++) {
         vf sum = {0};
         for (size_t d = 0; d < D; d += W) sum = V_FMA(load(a->o + i * a->o_ld, d, D), load(a->d_o + i * a->o_ld, d, D), sum);
         s.delta[i] = V_SUM(sum);
     }
     for (size_t k0 = 0; k0 < T; k0 += KEYS) {
-        size_t keys = T - k0 < KEYS ? T - k0 : KEYS;
-        transpose(s.kt, a->k + k0 * a->ld, a->ld, keys, D);
-        transpose(s.vt, a->v + k0 * a->ld, a->ld, keys, D);
+        size_t keys = least(KEYS, T - k0);
+        pack_across(s.kt, a->k + k0 * a->ld, a->ld, keys, D);
+        pack_across(s.vt, a->v + k0 * a->ld, a->ld, keys, D);
+        pack_panels(s.keys, a->k + k0 * a->ld, a->ld, D, keys);
         for (size_t q0 = 0; q0 < T; q0 += QUERIES) meet(a, &s, q0, k0);
     }
 }

@@ -126,10 +126,13 @@ static int cuda_copy(struct kern *k, void *dst, const void *src, size_t bytes) {
     return cuda_check(k, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_of(k)->stream), "copy");
 }
 
-static int cuda_rows(struct kern *k, int n, kern_rows_fn *fn, void *ctx) { return n > 0 ? fn(k, ctx, 0, n, 0) : KERN_OK; }
+static int cuda_rows(struct kern *k, int n, int lines, kern_rows_fn *fn, void *ctx) {
+    (void)lines;
+    return n > 0 ? fn(k, ctx, 0, n, 0) : KERN_OK;
+}
 
-static int cuda_rows_scratch(struct kern *k, int n) {
-    (void)k;
+static int cuda_rows_scratch(struct kern *k, int n, int lines) {
+    (void)k, (void)lines;
     return n;
 }
 

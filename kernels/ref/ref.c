@@ -45,10 +45,13 @@ static int ref_copy(struct kern *k, void *dst, const void *src, size_t bytes) {
     return KERN_OK;
 }
 
-static int ref_rows(struct kern *k, int n, kern_rows_fn *fn, void *ctx) { return n > 0 ? fn(k, ctx, 0, n, 0) : KERN_OK; }
+static int ref_rows(struct kern *k, int n, int lines, kern_rows_fn *fn, void *ctx) {
+    (void)lines;
+    return n > 0 ? fn(k, ctx, 0, n, 0) : KERN_OK;
+}
 
-static int ref_rows_scratch(struct kern *k, int n) {
-    (void)k;
+static int ref_rows_scratch(struct kern *k, int n, int lines) {
+    (void)k, (void)lines;
     return n;
 }
 

@@ -280,7 +280,7 @@ static int descriptors(struct op_run *o, const int *id) {
 
 static int net_open(struct op_run *o, const int *id) {
     const struct op_case *c = o->c;
-    size_t tokens = (size_t)c->T, C = (size_t)c->C, scratch = (size_t)o->k->rows_scratch(o->k, o->R);
+    size_t tokens = (size_t)c->T, C = (size_t)c->C, scratch = (size_t)o->k->rows_scratch(o->k, o->R, c->T);
     op_add(o, tokens * C, OUT, id);
     op_add(o, (size_t)c->depth * 6 * C, 0, id);
     size_t act[] = {C, 3 * C, C, C, (size_t)c->N}; // norm, qkv, attention, branch, mlp
@@ -441,7 +441,7 @@ int op_run(struct op_run *o) {
     case OP_ROW_NORM:
         return k->row_norm(k, o->norms, p[0], (size_t)C, o->desc, R);
     case OP_NET:
-        return k->rows(k, R, net_rows, o);
+        return k->rows(k, R, T, net_rows, o);
     default:
         return train_run(o);
     }

@@ -18,7 +18,7 @@ static struct kern *ref(void) {
     return k;
 }
 
-enum { ROOM = 1 << 12 };
+enum { ROOM = 1 << 17 };
 static float pool[64][ROOM];
 static int used;
 
@@ -342,6 +342,40 @@ TEST(sum_squares_for_any_number_of_threads) {
         }
     }
     free(x);
+}
+
+// Calls for some rows after the others, of multiples of KERN_SUM_LINES lines, give the bits of one call, whatever the threads
+TEST(backward_in_parts_gives_the_same_bits) {
+    enum { T = 64, ROWS = 13, PART = 4, LINES = ROWS * T, IN = 40, WIDE = 100 };
+    float *w = numbers(WIDE * IN), *x = numbers(LINES * IN), *dy = numbers(LINES * WIDE), *rstd = numbers(LINES),
+          *scale = numbers(IN);
+    float *kept = NULL;
+    for (int run = 0; run < 4; run++) {
+        int each = run % 2 ? PART : ROWS;
+        struct kern *k;
+        CHECK(kern_open(&k, &(struct kern_config){.backend = "cpu", .threads = 1 + run / 2}, NULL, 0) == 0);
+        if (!k->back_lines) return kern_close(k); // no vector code: all at once
+        CHECK(k->back_lines % KERN_SUM_LINES == 0);
+        size_t all = LINES * IN * 2 + WIDE * IN + WIDE + 3 * IN;
+        float *dx = calloc(all, sizeof *dx), *stream = dx + LINES * IN, *dw = stream + LINES * IN, *db = dw + WIDE * IN,
+              *dshift = db + WIDE, *dscale = dshift + IN, *sum = dscale + IN;
+        struct kern_linear *l;
+        CHECK(dx && k->linear_wrap(k, &(struct kern_linear_spec){.out = WIDE, .in = IN, .unit = T}, w, NULL, &l) == 0);
+        for (int r = 0; r < ROWS; r += each) {
+            int n = ROWS - r < each ? ROWS - r : each, line = r * T, at = line * IN;
+            struct kern_norm_back norm = {.dx = stream + at, .dshift = dshift, .dscale = dscale, .dy = dx + at, .xhat = x + at};
+            norm.rstd = rstd + line, norm.scale = scale, norm.R = n, norm.T = T, norm.C = IN;
+            CHECK(k->linear_backward(k, l, dx + at, sum, dy + line * WIDE, KERN_NONE, NULL, n, r > 0) == 0);
+            CHECK(k->linear_gradients(k, l, dw, db, dy + line * WIDE, x + at, n, 0, WIDE, r > 0) == 0);
+            CHECK(k->gate_norm_backward(k, &norm) == 0);
+        }
+        if (!kept) kept = dx;
+        CHECK(memcmp(dx, kept, all * sizeof *dx) == 0);
+        if (kept != dx) free(dx);
+        k->linear_free(k, l);
+        kern_close(k);
+    }
+    free(kept);
 }
 
 // A layer made by linear_new keeps copies of its weights, so there is nothing to pass gradients back through

@@ -245,13 +245,14 @@ TEST(ops_rows_visit_each_row_once) {
     for (int threads = 1; threads <= 5; threads++) {
         struct kern *k = open_kern("cpu", KERN_F32, threads);
         CHECK(k->threads == threads);
-        for (int n = 0; n < 40; n++) {
-            struct visit v = {.limit = k->rows_scratch(k, n)};
-            CHECK(k->rows(k, n, visit_rows, &v) == 0);
-            for (int i = 0; i < 100; i++) CHECK(v.seen[i] == (i < n));
-        }
+        for (int n = 0; n < 100; n++)
+            for (int lines = 16; lines <= 1024; lines *= 4) {
+                struct visit v = {.limit = k->rows_scratch(k, 99, lines)};
+                CHECK(k->rows(k, n, lines, visit_rows, &v) == 0);
+                for (int i = 0; i < 100; i++) CHECK(v.seen[i] == (i < n));
+            }
         struct visit v = {.limit = 100, .scratch = {1}};
-        CHECK(k->rows(k, 20, visit_rows, &v) == KERN_EDEVICE);
+        CHECK(k->rows(k, 20, 64, visit_rows, &v) == KERN_EDEVICE);
         CHECK_STR(k->why, "row 7 said no");
         kern_close(k);
     }
