@@ -35,6 +35,7 @@ static const char help[] =
     "  --vae PATH         an AutoencoderKL: a diffusers folder, .safetensors, .pt, .bin or .ckpt\n"
     "  --images DIR       one folder a class, in the order of their names\n"
     "  --out FILE         where to write; with more than one shard FILE-00001-of-00004.safetensors and so on\n"
+    "  --flip             every picture twice, the second mirrored left and right: latents cannot be mirrored when training reads them\n"
     "  --shard N          pictures a file (default 10000)\n"
     "  --threads N        compute threads (default: what the machine allows)\n"
     "  --backend NAME     cpu (default), cuda, ref, or auto\n"
@@ -43,10 +44,11 @@ static const char help[] =
 struct options {
     const char *vae, *images, *out;
     int shard;
+    bool flip;
     struct kern_config kern;
 };
 
-struct picture { char *path; int label; };
+struct picture { char *path; int label; bool mirrored; };
 struct set { // what is to be encoded
     struct picture *pictures;
     int n, room;
@@ -74,7 +76,7 @@ static bool is_png(const char *name) {
     return n > 4 && (strcmp(name + n - 4, ".png") == 0 || strcmp(name + n - 4, ".PNG") == 0);
 }
 
-static int add_picture(struct set *s, const char *folder, const char *name, struct err *e) {
+static int add_picture(struct set *s, const char *folder, const char *name, bool mirrored, struct err *e) {
     if (s->n == s->room) {
         struct picture *grown = mem_resize(s->pictures, (size_t)s->room * 2 + 1024, sizeof *grown);
         if (!grown) return err_set(e, E_NOMEM, "no memory for a list of %d pictures", s->n);
@@ -83,7 +85,7 @@ static int add_picture(struct set *s, const char *folder, const char *name, stru
     }
     char *path = mem_printf("%s/%s", folder, name);
     if (!path) return err_set(e, E_NOMEM, "no memory for a list of %d pictures", s->n);
-    s->pictures[s->n++] = (struct picture){path, s->n_classes};
+    s->pictures[s->n++] = (struct picture){path, s->n_classes, mirrored};
     return OK;
 }
 
@@ -97,11 +99,12 @@ static void drop_list(struct dirent **names, int n) {
     free(names);
 }
 
-static int add_class(struct set *s, const char *folder, const char *name, struct err *e) {
+static int add_class(struct set *s, const char *folder, const char *name, bool flip, struct err *e) {
     struct dirent **names = NULL;
     int n = 0, rc = list(folder, &names, &n, e);
-    for (int i = 0; rc == OK && i < n; i++)
-        if (is_png(names[i]->d_name)) rc = add_picture(s, folder, names[i]->d_name, e);
+    for (int i = 0; i < n; i++)
+        for (int side = 0; rc == OK && side <= flip && is_png(names[i]->d_name); side++)
+            rc = add_picture(s, folder, names[i]->d_name, side, e);
     if (n >= 0) drop_list(names, n);
     char **grown = rc == OK ? mem_resize(s->classes, (size_t)s->n_classes + 1, sizeof *grown) : NULL;
     if (grown) s->classes = grown;
@@ -111,14 +114,14 @@ static int add_class(struct set *s, const char *folder, const char *name, struct
     return rc;
 }
 
-static int find_pictures(struct set *s, const char *dir, struct err *e) {
+static int find_pictures(struct set *s, const char *dir, bool flip, struct err *e) {
     struct dirent **names = NULL;
     int n = 0, rc = list(dir, &names, &n, e);
     for (int i = 0; rc == OK && i < n; i++) {
         char *path = mem_printf("%s/%s", dir, names[i]->d_name);
         struct stat st;
         if (!path) rc = err_set(e, E_NOMEM, "no memory for a path");
-        else if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) rc = add_class(s, path, names[i]->d_name, e);
+        else if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) rc = add_class(s, path, names[i]->d_name, flip, e);
         mem_free(path);
     }
     if (n >= 0) drop_list(names, n);
@@ -158,7 +161,8 @@ struct work {
 };
 
 // Planes in -1..1, as torchvision's ToTensor and Normalize(0.5, 0.5) give; grey becomes as many equal planes as the VAE takes.
-static int load_planes(const struct work *w, const char *path, struct err *e) {
+static int load_planes(const struct work *w, const struct picture *p, struct err *e) {
+    const char *path = p->path;
     int width, height, channels, want = w->file.arch.image_channels;
     uint8_t *pixels;
     int rc = read_png(&pixels, &width, &height, &channels, path, e);
@@ -170,7 +174,8 @@ static int load_planes(const struct work *w, const char *path, struct err *e) {
     size_t plane = (size_t)width * (size_t)height;
     for (size_t c = 0; rc == OK && c < (size_t)want; c++)
         for (size_t i = 0; i < plane; i++) {
-            uint8_t v = pixels[i * (size_t)channels + (channels == 1 ? 0 : c)];
+            size_t column = i % (size_t)width, from = p->mirrored ? i - column + (size_t)width - 1 - column : i;
+            uint8_t v = pixels[from * (size_t)channels + (channels == 1 ? 0 : c)];
             w->planes[c * plane + i] = ((float)v / 255.0f - 0.5f) / 0.5f;
         }
     mem_free(pixels);
@@ -260,7 +265,7 @@ static double now(void) {
 static int encode_shard(struct work *w, int first, int n, float *mean, float *logvar, int64_t *label, double start, struct err *e) {
     for (int i = 0; i < n; i++) {
         const struct picture *p = &w->set.pictures[first + i];
-        if (load_planes(w, p->path, e) || vae_run(w->vae, VAE_ENCODE, w->planes, w->moments, e)) return e->status;
+        if (load_planes(w, p, e) || vae_run(w->vae, VAE_ENCODE, w->planes, w->moments, e)) return e->status;
         for (size_t j = 0; j < 2 * w->latent; j++) // NaN less itself is not 0, nor is infinity
             if (w->moments[j] - w->moments[j] != 0) return err_set(e, E_NONFINITE, "%s: its latent is not finite", p->path);
         memcpy(mean + (size_t)i * w->latent, w->moments, w->latent * sizeof *mean);
@@ -300,7 +305,7 @@ static bool number(int *out, const char *text) {
 
 // 0, or the exit status + 1
 static int parse(struct options *o, int argc, char **argv) {
-    static const struct option longs[] = {{"vae", 1, 0, 'v'},     {"images", 1, 0, 'i'},  {"out", 1, 0, 'o'},  {"shard", 1, 0, 's'},
+    static const struct option longs[] = {{"vae", 1, 0, 'v'},     {"images", 1, 0, 'i'},  {"out", 1, 0, 'o'},  {"shard", 1, 0, 's'}, {"flip", 0, 0, 'f'},
                                           {"threads", 1, 0, 't'}, {"backend", 1, 0, 'b'}, {"help", 0, 0, 'h'}, {0}};
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) switch (c) {
         case 'v': o->vae = optarg; break;
@@ -312,6 +317,7 @@ static int parse(struct options *o, int argc, char **argv) {
         case 't':
             if (!number(&o->kern.threads, optarg) || o->kern.threads > 4096) return 1 + usage("--threads wants 1..4096, not ", optarg);
             break;
+        case 'f': o->flip = true; break;
         case 'b': o->kern.backend = optarg; break;
         case 'h': return fputs(help, stdout), 1;
         default: return 1 + usage("see the options", "");
@@ -327,7 +333,7 @@ int cmd_encode(int argc, char **argv) {
     struct err e = {0};
     int rc = parse(&o, argc, argv);
     if (rc) return rc - 1;
-    rc = find_pictures(&w.set, o.images, &e);
+    rc = find_pictures(&w.set, o.images, o.flip, &e);
     if (rc == OK) rc = open_vae(&w, &e);
     if (rc == OK) rc = encode(&w, &e);
     mem_free(w.planes), mem_free(w.moments);

@@ -6,12 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/stat.h>
 
 #include "core/base/mem.h"
 #include "core/io/checkpoint.h"
 #include "core/io/file.h"
-#include "core/io/vae_file.h"
+#include "core/io/import.h"
 
 #define AT(field) offsetof(struct train_flags, field)
 #define TEXT(name, field, value, help)                                                                                           \
@@ -239,34 +238,11 @@ static int set_labels(struct model_desc *d, const struct train_flags *f, const s
         if (!text) return err_param(e, E_FORMAT, "data", "a folder's name is not UTF-8, so it cannot be a class's");
         n = strlen(text);
     }
+    if (rc == OK && !text && info->listing && info->classes == d->arch.num_classes)
+        return model_desc_labels(d, info->listing, strlen(info->listing), e);
     if (rc == OK && text) rc = model_desc_labels(d, text, n, e);
     mem_free(text);
     return rc;
-}
-
-// A daemon needs the VAE beside the weights: its file is copied into the model directory once.
-static int publish_vae(struct train_config *c, struct err *e) {
-    struct latent *l = &c->desc.latent;
-    static const char *const inside[] = {"", "/diffusion_pytorch_model.safetensors", "/vae/diffusion_pytorch_model.safetensors",
-                                         "/diffusion_pytorch_model.bin"};
-    if (!c->vae) return err_param(e, E_CONFLICT, "vae", "a model of latents is published with its VAE: name it");
-    for (size_t i = 0; i < sizeof inside / sizeof *inside; i++) {
-        char path[OPTION_TEXT_SIZE + 64];
-        struct stat st;
-        void *bytes;
-        size_t n;
-        snprintf(path, sizeof path, "%s%s", c->vae, inside[i]);
-        if (stat(path, &st) != 0 || !S_ISREG(st.st_mode)) continue;
-        if (file_make_dir(c->publish, e) || file_read(&bytes, &n, path, (size_t)8 << 30, e)) return e->status;
-        const char *ending = strrchr(path, '.');
-        snprintf(l->vae_file, sizeof l->vae_file, "vae%s", ending && !strchr(ending, '/') ? ending : ".safetensors");
-        snprintf(path, sizeof path, "%s/%s", c->publish, l->vae_file);
-        int rc = digest_hex(l->vae_sha256, bytes, n) == OK ? file_write(path, bytes, n, e)
-                                                           : err_set(e, E_NOMEM, "cannot hash %s", path);
-        mem_free(bytes);
-        return rc;
-    }
-    return err_param(e, E_NOTFOUND, "vae", "%s holds no VAE", c->vae);
 }
 
 int train_flags_devices(int *list, int most, const struct train_flags *f, struct err *e) {
@@ -330,8 +306,9 @@ static int fill(struct train_config *c, const struct train_flags *f, const struc
     c->vae = or_null(f->vae);
     if (info->latents && !c->vae) c->vae = info->vae;
     if (!info->latents) c->vae = NULL;
-    c->desc.latent.scale = info->latents ? info->scale : 0;
-    if (rc == OK && info->latents && c->publish) rc = publish_vae(c, e);
+    if (rc == OK && info->latents) rc = import_latent(&c->desc, info->scale, info->shift, e);
+    if (rc == OK && info->latents && c->publish && !c->vae)
+        rc = err_param(e, E_CONFLICT, "vae", "a model of latents is published with its VAE: name it");
     return rc;
 }
 

@@ -52,8 +52,7 @@ void decode_drop(struct served *s, const struct job *j) {
     }
 }
 
-// The VAE's input of one latent
-static void scale(const struct served *s, float *z, const float *latent) {
+void decode_scale(const struct served *s, float *z, const float *latent) {
     const struct model_desc *desc = &s->facts->model.desc;
     const struct latent *l = &desc->latent;
     size_t plane = (size_t)desc->arch.input_size * (size_t)desc->arch.input_size;
@@ -66,7 +65,7 @@ static void scale(const struct served *s, float *z, const float *latent) {
 static int begin(struct served *s, struct err *e) {
     int n = 0;
     for (struct decode *d = s->decodes; d && n < vae_pictures(s->vae); d = d->next) {
-        scale(s, s->z + (size_t)n * runner_numel(s->runner), d->latent);
+        decode_scale(s, s->z + (size_t)n * runner_numel(s->runner), d->latent);
         d->at = n++;
     }
     int rc = vae_start(s->vae, VAE_DECODE, s->z, n, e);

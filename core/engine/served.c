@@ -3,8 +3,8 @@
  * One version of one model, from a model directory's bytes to slots on the device that are known to work.
  *
  * Everything a step needs is reserved here, so that no step can fail for want of memory. The canary is one guided evaluation of
- * one image (or an unguided one where there is no null class): weights that are finite one by one can still overflow together,
- * and it is better to learn that before the first client does. It also gives the first measurement of a row's time, without which
+ * one image (or an unguided one where there is no null class), and its picture where there is a VAE: weights that are finite one by
+ * one can still overflow together, and it is better to learn that before the first client does. It also gives the first measurement of a row's time, without which
  * Retry-After would start as a guess.
  */
 #include "core/engine/engine_int.h"
@@ -171,6 +171,17 @@ static int canary(struct served *s, struct err *e) {
     return rc;
 }
 
+// What the canary left in s->pixels, through the VAE.
+static int canary_picture(struct served *s, struct err *e) {
+    if (!s->vae) return OK;
+    decode_scale(s, s->z, s->pixels);
+    int rc = vae_run(s->vae, VAE_DECODE, s->z, s->picture, e);
+    size_t numel = vae_numel(s->vae, VAE_DECODE);
+    for (size_t i = 0; !rc && i < numel; i++)
+        if (!isfinite(s->picture[i])) rc = err_set(e, E_NONFINITE, "a trial picture of its VAE has numbers that are not finite");
+    return rc;
+}
+
 static int open_kern(struct served *s, const struct kern_config *config, struct err *e) {
     char why[256] = "";
     int rc = kern_open(&s->kern, config, why, sizeof why);
@@ -222,6 +233,7 @@ static int build(struct served **out, struct device *d, const struct kern_config
     if (!rc) {
         s->bytes = facts->model.device_bytes = runner_bytes(s->runner) + (s->vae ? vae_bytes(s->vae) : 0);
         rc = canary(s, e);
+        if (!rc) rc = canary_picture(s, e);
     }
     if (rc) {
         served_free(s);

@@ -248,6 +248,12 @@ static int set_statistics(struct model_desc *d, const double *mean, const double
     return OK;
 }
 
+int import_latent(struct model_desc *d, double scale, double shift, struct err *e) {
+    if (shift != 0) return set_statistics(d, &shift, &(double){1 / scale}, 0, e);
+    d->latent.scale = scale;
+    return OK;
+}
+
 static int resolve_statistics(struct account *a, struct model_desc *d, const struct import_flags *f, struct err *e) {
     int n = d->arch.in_channels;
     if (f->latent_scale > 0) return err_param(e, E_CONFLICT, "--latent-scale", "--latent-scale and --latent-mean, --latent-std exclude each other");
@@ -265,7 +271,7 @@ static int resolve_latent(struct account *a, struct model_desc *d, const struct 
     if (f->n_mean || f->n_std) return resolve_statistics(a, d, f, e);
     if (f->vae && f->latent_scale <= 0 && f->vae->shift != 0) { // (z - shift) scale
         note(a, "latent mean, std", source, "a channel");
-        return set_statistics(d, &f->vae->shift, &(double){1 / f->vae->scale}, 0, e);
+        return import_latent(d, f->vae->scale, f->vae->shift, e);
     }
     if (source == from_official && d->arch.in_channels != 4) return OK;
     d->latent.scale = f->latent_scale > 0 ? f->latent_scale : f->vae ? f->vae->scale : 0.18215;

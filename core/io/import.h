@@ -37,6 +37,8 @@ int import_describe(struct model_desc *d, struct import_fact facts[IMPORT_FACTS]
 // Puts a VAE into the model's directory (made if absent), under diffusers' names whatever the source was, and names it in d->latent. To be called
 // before model_publish. E_CONFLICT (param "--vae"): it does not fit the network; E_NONFINITE, E_IO, E_NOMEM.
 int import_vae(struct model_desc *d, const char *dir, const struct vae_file *, struct err *);
+// What the network's input means: latent = (z - shift)*scale. E_NOMEM.
+int import_latent(struct model_desc *d, double scale, double shift, struct err *);
 // E_CONFLICT with the flag in err.param if a fact is missing.
 int import_require(const struct import_fact *facts, int n_facts, struct err *);
 

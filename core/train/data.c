@@ -104,6 +104,10 @@ int data_open(struct data **out, const struct data_spec *spec, struct err *e) {
     d->spec = *spec;
     int rc = open_any(d, &here);
     const struct data_info *i = &d->info;
+    if (rc == OK && spec->flip && i->latents)
+        rc = err_param(
+            &here, E_CONFLICT, "flip",
+            "latents cannot be mirrored: without --flip, and `sitd encode --flip` encodes every picture's mirror image too");
     if (rc == OK && spec->size && i->size != spec->size)
         rc = err_set(&here, E_CONFLICT, "%s: its examples are %d wide, the network takes %d", spec->path, i->size, spec->size);
     if (rc == OK && spec->channels && i->channels != spec->channels)

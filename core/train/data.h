@@ -40,9 +40,10 @@ struct data_info {
     int channels, size, classes;
     char **names; // [classes] or NULL: the data does not say
     bool latents;
-    double scale;     // of latents
-    const char *vae;  // the VAE that made the latents, or NULL
-    const char *kind; // "IDX", "pictures", "latents": for messages
+    double scale, shift; // of latents: (z - shift)*scale
+    const char *vae;     // the VAE that made the latents, or NULL
+    const char *listing; // of latents: the classes' names as JSON, or NULL. Not checked
+    const char *kind;    // "IDX", "pictures", "latents": for messages
 };
 
 // E_NOTFOUND, E_FORMAT, E_CONFLICT (mixed sizes, counts or channels that do not fit), E_RANGE (labels), E_NOMEM, and as the

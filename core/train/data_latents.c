@@ -149,7 +149,9 @@ int data_latents_open(struct data *d, char **files, int n, struct err *e) {
     int rc = s && s->shards ? OK : err_set(e, E_NOMEM, "no memory for %d shards", n);
     for (int i = 0; rc == OK && i < n; i++) rc = add_shard(d, s, files[i], e);
     if (rc != OK) return rc;
-    d->info.scale = s->scale;
+    if (!(s->scale > 0)) return err_param(e, E_RANGE, "scaling_factor", "%s: its scaling_factor is %g", files[0], s->scale);
+    d->info.scale = s->scale, d->info.shift = s->shift;
     d->info.vae = describe(&s->shards[0], "vae");
+    d->info.listing = describe(&s->shards[0], "classes");
     return OK;
 }

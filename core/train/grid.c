@@ -90,7 +90,9 @@ static int finish(struct work *w, int slot, int i, struct err *e) {
     for (size_t p = 0; rc == OK && p < n; p++)
         if (!isfinite(w->x[p])) rc = err_set(e, E_NONFINITE, "sample %d is not finite", i);
     if (rc != OK || !w->vae) return rc == OK ? place(w, i, w->x), OK : rc;
-    for (size_t p = 0; p < n; p++) w->x[p] = w->x[p] / (float)w->file.scale + (float)w->file.shift;
+    const struct latent *l = &w->c->desc.latent; // the data's, whatever the VAE's file says
+    float std = (float)(l->std ? l->std[0] : 1 / l->scale), mean = l->mean ? (float)l->mean[0] : 0;
+    for (size_t p = 0; p < n; p++) w->x[p] = w->x[p] * std + mean;
     rc = vae_run(w->vae, VAE_DECODE, w->x, w->picture, e);
     if (rc == OK) place(w, i, w->picture);
     return rc;

@@ -43,16 +43,29 @@ int keeper_open(struct keeper *k, const struct train_config *c, const struct sna
     return rc;
 }
 
-int keeper_newest(const struct train_config *c, char *path, struct err *e) {
+int keeper_find(const struct train_config *c, int back, char *path, struct err *e) {
     struct data_names names = {0};
     struct err none = {0};
     char *folder = folder_of(c, e);
     if (!folder) return E_NOMEM;
     int rc = data_list(&names, folder, is_checkpoint, &none);
-    if (rc == OK && names.n) snprintf(path, 600, "%s", names.at[names.n - 1]); // eight digits: their order is the steps'
+    if (rc == OK && back < names.n)
+        snprintf(path, 600, "%s", names.at[names.n - 1 - back]); // eight digits: their order is the steps'
     else rc = err_param(e, E_NOTFOUND, "resume", "%s holds no checkpoint to continue", folder);
     data_names_free(&names);
     mem_free(folder);
+    return rc;
+}
+
+int keeper_publish_vae(struct keeper *k, struct err *e) {
+    const struct train_config *c = k->config;
+    struct model_desc d = c->desc;
+    struct vae_file f;
+    if (!c->publish || !c->vae) return OK;
+    int rc = vae_file_open(&f, c->vae, NULL, e);
+    if (rc == OK) rc = import_vae(&d, c->publish, &f, e);
+    if (rc == OK) k->vae = d.latent;
+    vae_file_close(&f);
     return rc;
 }
 
@@ -76,6 +89,8 @@ static void publish(struct keeper *k) {
     struct err *e = &k->publish_err;
     k->desc = k->config->desc; // its labels stay the configuration's
     k->desc.step = s->step;
+    memcpy(k->desc.latent.vae_file, k->vae.vae_file, sizeof k->vae.vae_file);
+    memcpy(k->desc.latent.vae_sha256, k->vae.vae_sha256, sizeof k->vae.vae_sha256);
     if (!k->config->objective.discrete && (k->desc.n_loss_curve = objective_bins_curve(&s->bins, k->curve)) > 1)
         k->desc.loss_curve = k->curve;
     else k->desc.n_loss_curve = 0;

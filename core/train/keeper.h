@@ -16,20 +16,23 @@
 struct keeper {
     const struct train_config *config;
     const struct snapshot *snapshot;
-    char last[600]; // path of the newest checkpoint that is whole, or ""
+    char last[600]; // path of the newest checkpoint that is whole, or of what the run continues, or ""
     /* PRIVATE: of the work that is under way */
     bool running, save, publish;
     pthread_t thread;
     char path[600];
-    struct model_desc desc; // with its loss curve
+    struct model_desc desc; // with its loss curve and VAE
+    struct latent vae;      // where the published VAE lies
     struct loss_knot curve[OBJECTIVE_BINS];
     struct err save_err, publish_err;
 };
 
 // Makes the folder and removes what killed writers left there.
 int keeper_open(struct keeper *, const struct train_config *, const struct snapshot *, struct err *);
-// Path of the checkpoint that `--resume auto` means, the newest: E_NOTFOUND where there is none. path [600]
-int keeper_newest(const struct train_config *, char *path, struct err *);
+// Path [600] of the newest checkpoint there is, back = 1: of the one before it, and so on. E_NOTFOUND where there is none.
+int keeper_find(const struct train_config *, int back, char *path, struct err *);
+// Where versions of a latent model will be published: the VAE, which a daemon needs beside the weights. One process's business.
+int keeper_publish_vae(struct keeper *, struct err *);
 // Writes the snapshot as a checkpoint, and publishes its first EMA, at once.
 void keeper_start(struct keeper *, bool save, bool publish);
 struct keeper_result {                // of what keeper_start was asked for, once it has ended

@@ -71,7 +71,7 @@ static int update(struct trainer *t, struct err *e) {
 
 /* ---- the writer ---- */
 
-static void tell(struct trainer *t, enum train_note kind, int64_t step, const char *text) {
+void trainer_tell(struct trainer *t, enum train_note kind, int64_t step, const char *text) {
     if (t->on.note) t->on.note(t->on.ctx, kind, step, text);
 }
 
@@ -80,16 +80,16 @@ static int settle(struct trainer *t) {
     struct keeper_result r;
     char text[1200];
     if (!keeper_wait(&t->keeper, &r)) return OK;
-    if (r.saved) t->saved = r.step, tell(t, NOTE_SAVED, r.step, t->keeper.last);
-    if (r.published) tell(t, NOTE_PUBLISHED, r.step, t->c->publish);
+    if (r.saved) t->saved = r.step, trainer_tell(t, NOTE_SAVED, r.step, t->keeper.last);
+    if (r.published) trainer_tell(t, NOTE_PUBLISHED, r.step, t->c->publish);
     if (r.save_err.status != OK) {
         snprintf(text, sizeof text, "the checkpoint could not be written: %s. The last one: %s", r.save_err.text,
                  t->keeper.last[0] ? t->keeper.last : "none of this run");
-        tell(t, NOTE_TROUBLE, r.step, text);
+        trainer_tell(t, NOTE_TROUBLE, r.step, text);
     }
     if (r.publish_err.status != OK) {
         snprintf(text, sizeof text, "the model could not be published: %s", r.publish_err.text);
-        tell(t, NOTE_TROUBLE, r.step, text);
+        trainer_tell(t, NOTE_TROUBLE, r.step, text);
     }
     return r.save_err.status;
 }
@@ -102,10 +102,7 @@ static bool all_finite(const float *v, size_t n) {
     return true;
 }
 
-static const char *last_good(const struct trainer *t) {
-    if (t->keeper.last[0]) return t->keeper.last;
-    return t->c->resume && strcmp(t->c->resume, "auto") ? t->c->resume : "none was written";
-}
+static const char *last_good(const struct trainer *t) { return t->keeper.last[0] ? t->keeper.last : "none was written"; }
 
 // Names the first gradient that is not finite, in the order of the network. Gradients are still there: the next step would
 // write them anew.
@@ -220,7 +217,7 @@ static int pictures(struct trainer *t, struct err *e) {
     if (rc == OK) rc = grid_write(path, t->c, t->k, &table, t->c->vae, &here);
     mem_free(table.tensors);
     if (rc == E_DEVICE) return err_set(e, rc, "%s", here.text);
-    tell(t, rc == OK ? NOTE_PICTURES : NOTE_TROUBLE, t->step, rc == OK ? path : here.text);
+    trainer_tell(t, rc == OK ? NOTE_PICTURES : NOTE_TROUBLE, t->step, rc == OK ? path : here.text);
     return OK;
 }
 

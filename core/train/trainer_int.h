@@ -57,5 +57,6 @@ int trainer_kern(struct trainer *, int rc, struct err *); // a kern status as ou
 // All arrays to the host; the writer must not be at work.
 int trainer_fill(struct trainer *, struct err *);
 double trainer_now(void);
+void trainer_tell(struct trainer *, enum train_note, int64_t step, const char *text);
 
 #endif

@@ -90,13 +90,41 @@ int trainer_fill(struct trainer *t, struct err *e) {
     return rc;
 }
 
+static int continue_from(struct trainer *t, const char *path, struct err *e) {
+    int rc = snapshot_read(&t->snapshot, path, t->c, e);
+    if (rc == OK) snprintf(t->keeper.last, sizeof t->keeper.last, "%s", path);
+    return rc;
+}
+
+// The file is at fault, not the options: one before it may do.
+static bool is_broken(int status) {
+    return status == E_FORMAT || status == E_IO || status == E_NONFINITE || status == E_NOTFOUND;
+}
+
+// The newest checkpoint that can be read. E_NOTFOUND: there are none.
+static int continue_newest(struct trainer *t, struct err *e) {
+    struct err first = {0}, here = {0};
+    char path[600], text[1200];
+    for (int back = 0; keeper_find(t->c, back, path, NULL) == OK; back++) {
+        err_clear(&here);
+        int rc = continue_from(t, path, &here);
+        if (rc == OK || !is_broken(rc)) return rc == OK ? OK : err_param(e, rc, here.param, "%s", here.text);
+        if (!back) first = here;
+        snprintf(text, sizeof text, "%s; the checkpoint before it is looked at", here.text);
+        trainer_tell(t, NOTE_TROUBLE, 0, text);
+    }
+    if (first.status == OK) return E_NOTFOUND;
+    return err_param(e, first.status, "resume",
+                     "%s; nor can one before it be read. To begin anew, leave out --resume or name another --out", first.text);
+}
+
 static int begin_from(struct trainer *t, struct err *e) {
     struct snapshot *s = &t->snapshot;
     const struct train_config *c = t->c;
-    char newest[600];
     bool automatic = c->resume && strcmp(c->resume, "auto") == 0;
-    if (automatic && keeper_newest(c, newest, NULL) == OK) return snapshot_read(s, newest, c, e);
-    if (c->resume && !automatic) return snapshot_read(s, c->resume, c, e);
+    if (c->resume && !automatic) return continue_from(t, c->resume, e);
+    int rc = automatic ? continue_newest(t, e) : E_NOTFOUND;
+    if (rc != E_NOTFOUND) return rc;
     dit_train_init(t->net, s->array[SNAPSHOT_WEIGHTS], c->objective.seed); // auto, and nothing there: the run begins
     if (c->init) return snapshot_init(s, c->init, c, e);
     for (int i = SNAPSHOT_EMA; i < s->n_arrays; i++) memcpy(s->array[i], s->array[SNAPSHOT_WEIGHTS], t->n * sizeof(float));
@@ -169,6 +197,7 @@ int trainer_new(struct trainer **out, const struct train_config *c, const struct
     }
     if (rc == OK && t->peers.join) rc = t->peers.join(t->peers.ctx, t->k, dit_train_grads(t->net), e);
     if (rc == OK) rc = keeper_open(&t->keeper, c, &t->snapshot, e);
+    if (rc == OK && t->peers.rank == 0) rc = keeper_publish_vae(&t->keeper, e);
     if (rc == OK) rc = begin(t, e);
     if (rc == OK) return *out = t, OK;
     trainer_free(t);

@@ -148,6 +148,75 @@ def test_encode_grey_is_grey_in_colours(tmp_path):
     assert mean[:len(mean) // 2] == mean[len(mean) // 2:]
 
 
+def test_encode_flip_adds_mirror_images(tmp_path):
+    there = picture(3, 8, 8)
+    back = [there[(y * 8 + 7 - x) * 3 + c] for y in range(8) for x in range(8) for c in range(3)]
+    for folder, pixels in (("a", there), ("b", back)):
+        png(tmp_path / folder / "x" / "0.png", pixels, 8, 8, 3)
+    assert encode("--vae", VAE, "--images", tmp_path / "a", "--out", tmp_path / "both.safetensors", "--flip").returncode == 0
+    for folder in "ab":
+        assert encode("--vae", VAE, "--images", tmp_path / folder, "--out", tmp_path / f"{folder}.safetensors").returncode == 0
+    both, a, b = (read(tmp_path / f"{n}.safetensors")[0] for n in ("both", "a", "b"))
+    assert both["label"][1] == [2] and a["mean"][2] != b["mean"][2]
+    assert all(both[name][2] == a[name][2] + b[name][2] for name in ("mean", "logvar"))
+
+
+# ---- train on latents, publish, serve
+
+
+TRAIN = ["--model", "custom", "--family", "sit", "--width", 16, "--depth", 1, "--heads", 2, "--patch", 2, "--mlp-ratio", 2, "--batch", 4, "--warmup", 0, "--guidance-channels", "all",
+         "--threads", 1, "--backend", "cpu", "--sample-steps", 2]
+
+
+def test_latents_are_trained_on_published_and_served(tmp_path, start):
+    """From pictures to a daemon's pictures; the VAE has a shift, which the model directory must bring along. Then a VAE that overflows is refused."""
+    vae, live = tmp_path / "vae", tmp_path / "models" / "made"
+    shutil.copytree(VAE, vae)
+    config = json.loads((vae / "config.json").read_text())
+    (vae / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.25, "shift_factor": 0.5}))
+    for label in range(3):
+        for i in range(2):
+            png(tmp_path / "images" / f"c{label}" / f"{i}.png", picture(10 * label + i, 16, 16), 16, 16, 3)
+    assert encode("--vae", vae, "--images", tmp_path / "images", "--out", tmp_path / "l.safetensors", "--flip").returncode == 0
+
+    def train(*args):
+        return run("train", "--data", tmp_path / "l.safetensors", *TRAIN, "--publish", live, *args)
+    refused = train("--out", tmp_path / "r", "--steps", 1, "--flip")
+    assert refused.returncode == 78 and "sitd encode --flip" in refused.stderr, refused.stderr
+    done = train("--out", tmp_path / "r", "--steps", 4, "--sample-every", 4)
+    assert done.returncode == 0 and "12 examples (latents), 3 classes" in done.stderr, done.stderr
+    grid = (tmp_path / "r/samples/step-00000004.png").read_bytes()
+    assert struct.unpack(">II", grid[16:24]) == (3 * 18 + 2, 4 * 18 + 2), done.stderr  # pictures of the VAE, not latents
+    desc = json.loads((live / "model.json").read_text())
+    assert (desc["latent"]["mean"], desc["latent"]["std"]) == ([0.5] * 4, [4] * 4) and desc["labels"] == ["c0", "c1", "c2"]
+    assert json.loads((live / desc["latent"]["vae"]["file"] / "config.json").read_text())["norm_num_groups"] == 8
+    d = start(models_dir=live.parent)
+
+    def ask():
+        return d.sample({"class": "c1", "seed": 3, "sampler": {"type": "ode", "method": "euler", "steps": 2}}, accept="image/png")
+    first = ask()
+    assert first.status == 200 and struct.unpack(">II", first.body[16:24]) == (16, 16)
+    assert train("--out", tmp_path / "r2", "--steps", 6).returncode == 0
+    digest = hashlib.sha256((live / "model.json").read_bytes()).hexdigest()
+    d.wait_until(lambda: ask().headers["X-Model-Digest"] == digest, 30, "the version of six steps")
+    good = ask().body
+    assert good != first.body
+    # finite weights, a picture that is not
+    desc = json.loads((live / "model.json").read_text())
+    shutil.copytree(live / desc["latent"]["vae"]["file"], live / "vae-bad")
+    path = live / "vae-bad/diffusion_pytorch_model.safetensors"
+    raw = bytearray(path.read_bytes())
+    (n,) = struct.unpack("<Q", raw[:8])
+    at, end = (8 + n + o for o in json.loads(raw[8:8 + n])["decoder.conv_out.weight"]["data_offsets"])
+    raw[at:end] = struct.pack("<f", 3e38) * ((end - at) // 4)
+    path.write_bytes(raw)
+    desc["latent"]["vae"] = {"file": "vae-bad", "sha256": hashlib.sha256(raw).hexdigest()}
+    (live / "model.json").write_text(json.dumps(desc))
+    d.wait_until(lambda: any(m["name"] == "made" and "trial picture" in m.get("reason", "") for m in d.get("/v2/repository/index").json()), 30, "the VAE refused")
+    answer = ask()
+    assert answer.body == good and answer.headers["X-Model-Digest"] == digest
+
+
 @pytest.mark.parametrize("spoil, words", [
     (lambda d: png(d / "a" / "9.png", picture(1, 12, 12), 12, 12, 3), ["9.png", "12 x 12", "one size"]),
     (lambda d: png(d / "a" / "0.png", picture(1, 15, 12), 15, 12, 3), ["0.png", "multiples of 4"]),

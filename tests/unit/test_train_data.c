@@ -326,12 +326,15 @@ TEST(train_latents_are_sampled_and_scaled) {
     }
     CHECK_NEAR(sum / 300, 1, 0.3);
     data_close(d);
+    refused(&(struct data_spec){.path = dir, .flip = true}, E_CONFLICT, "sitd encode --flip");
     put_latents("a-00002-of-00002.safetensors", 2, 2, 7, -30, "0.5");
     refused(&spec, E_CONFLICT, "a-00002-of-00002.safetensors: 'mean' is [2, 4, 2, 2]");
     put_latents("a-00002-of-00002.safetensors", 2, 4, 7, -30, "0.25");
     refused(&spec, E_CONFLICT, "scaling_factor");
     put_latents("a-00002-of-00002.safetensors", 2, 4, -1, -30, "0.5");
     refused(&spec, E_RANGE, "label -1 of example 0");
+    put_latents("a-00001-of-00002.safetensors", 3, 4, 2, -30, "0");
+    refused(&(struct data_spec){.path = at("a-00001-of-00002.safetensors")}, E_RANGE, "scaling_factor is 0");
     end();
 }
 

@@ -184,6 +184,40 @@ TEST_LIMIT(trainer_keeps_the_newest_and_every_kth, 120) {
     end();
 }
 
+// A checkpoint that was cut, as by a machine that lost power, is told and passed over; the run ends as it would have
+TEST_LIMIT(trainer_continues_before_a_broken_checkpoint, 120) {
+    struct err e = {0};
+    struct heard h = {0};
+    void *whole, *again;
+    size_t n, m;
+    char last[256];
+    begin();
+    config.save_every = 5;
+    CHECK_OK(run(&h, NULL, NULL, &e), &e);
+    snprintf(last, sizeof last, "%s", in_run("checkpoints/step-00000020.safetensors"));
+    CHECK_OK(file_read(&whole, &n, last, 1 << 24, &e), &e);
+    CHECK(truncate(last, (off_t)n / 2) == 0);
+    config.resume = "auto";
+    CHECK_OK(run(&h, NULL, NULL, &e), &e);
+    CHECK(h.trouble == 1 && strstr(h.text, last) && strstr(h.text, "before it"));
+    CHECK_OK(file_read(&again, &m, last, 1 << 24, &e), &e);
+    CHECK(n == m && memcmp(whole, again, n) == 0);
+    mem_free(whole), mem_free(again);
+    // options that do not fit are no reason to look further, and what cannot be read at all is no new run
+    CHECK(truncate(last, 100) == 0);
+    config.batch = 12;
+    CHECK(run(&h, NULL, NULL, &e) == E_CONFLICT && strstr(e.text, "batch") && strstr(e.text, "step-00000015"));
+    config.batch = 6, h = (struct heard){0};
+    for (int step = 5; step < 20; step += 5) {
+        char name[64];
+        snprintf(name, sizeof name, "checkpoints/step-%08d.safetensors", step);
+        if (access(in_run(name), F_OK) == 0) CHECK(truncate(in_run(name), 9) == 0);
+    }
+    err_clear(&e);
+    CHECK(run(&h, NULL, NULL, &e) == E_FORMAT && h.trouble >= 2 && strstr(e.text, last) && strstr(e.text, "begin anew"));
+    end();
+}
+
 TEST_LIMIT(trainer_goes_on_when_the_disk_is_full, 120) {
     struct err e = {0};
     begin();
