@@ -59,7 +59,7 @@ static const struct option_desc options[] = {
     REAL("t-std", t_std, "1", 0.001, 10, "of the logit-normal"),
     REAL("dropout", dropout, "0.1", 0, 1, "labels replaced by the null class, for guidance; 0: there is no null class"),
     HEADING("Optimiser (AdamW)"),
-    WHOLE("steps", steps, "400000", 1, 4294967295, "steps of the whole run"),
+    WHOLE("steps", steps, "400000", 1, 99999999, "steps of the whole run"),
     WHOLE("batch", batch, "256", 1, 1048576, "images a step, over all devices"),
     WHOLE("microbatch", microbatch, "0", 0, 1048576, "images at a time: the step is their accumulation; 0: all"),
     REAL("lr", lr, "1e-4", 0, 10, "learning rate"),
@@ -82,7 +82,8 @@ static const struct option_desc options[] = {
     TEXT("resume", resume, "",
          "continue a checkpoint (ours, or the authors' .pt with model, ema and opt); `auto`: the newest in out, if there is one"),
     TEXT("init", init, "",
-         "begin from a checkpoint's weights (.pt, safetensors, diffusers); another number of classes gets a new label table"),
+         "begin from a checkpoint's weights (.pt, safetensors, diffusers); another number of classes gets a new label table. With "
+         "--resume auto: where out has no checkpoint yet"),
     TEXT("publish", publish, "", "model directory that a daemon serves"),
     WHOLE("publish-every", publish_every, "5000", 1, MANY, "steps between publications"),
     CHOICE("publish-when", publish_when, "always", "always|improved",

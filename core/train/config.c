@@ -17,7 +17,7 @@ static int check_step(const struct train_config *c, struct err *e) {
         if (!(c->ema[i] >= 0 && c->ema[i] < 1))
             return err_param(e, E_RANGE, "ema", "an EMA's decay is %g, not from 0 up to 1", c->ema[i]);
     if (c->n_ema < 1) return err_param(e, E_RANGE, "ema", "at least one EMA is kept: it is what is sampled and published");
-    if (c->resume && c->init)
+    if (c->resume && strcmp(c->resume, "auto") && c->init)
         return err_param(e, E_CONFLICT, "init", "a run either continues one (resume) or begins from weights (init)");
     return OK;
 }

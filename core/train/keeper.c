@@ -69,15 +69,26 @@ int keeper_publish_vae(struct keeper *k, struct err *e) {
     return rc;
 }
 
+int keeper_check_new(const struct train_config *c, int64_t step, struct err *e) {
+    char path[600];
+    if (keeper_find(c, 0, path, NULL) != OK || step_of(path) <= step) return OK;
+    return err_param(e, E_CONFLICT, "out",
+                     "%s is there, of a step beyond %lld, where this run begins: --resume auto continues it; a new run needs another "
+                     "--out, or these checkpoints elsewhere",
+                     path, (long long)step);
+}
+
 /* ---- the work ---- */
 
-// All but the newest `keep`, and those of every keep_every-th step.
-static void remove_old(const struct train_config *c) {
+// All but the newest `keep` up to the step that was just written, and those of every keep_every-th step.
+static void remove_old(const struct train_config *c, int64_t step) {
     struct data_names names = {0};
     char *folder = folder_of(c, NULL);
+    int n = 0;
     if (folder && data_list(&names, folder, is_checkpoint, NULL) == OK)
-        for (int i = 0; i < names.n - c->keep; i++)
-            if (!c->keep_every || step_of(names.at[i]) % c->keep_every) unlink(names.at[i]);
+        while (n < names.n && step_of(names.at[n]) <= step) n++;
+    for (int i = 0; i < n - c->keep; i++)
+        if (!c->keep_every || step_of(names.at[i]) % c->keep_every) unlink(names.at[i]);
     data_names_free(&names);
     mem_free(folder);
 }
@@ -103,7 +114,8 @@ static void publish(struct keeper *k) {
 
 static void *work(void *ctx) {
     struct keeper *k = ctx;
-    if (k->save && snapshot_write(k->snapshot, k->path, k->config, &k->save_err) == OK) remove_old(k->config);
+    if (k->save && snapshot_write(k->snapshot, k->path, k->config, &k->save_err) == OK)
+        remove_old(k->config, k->snapshot->step);
     if (k->publish) publish(k);
     return NULL;
 }

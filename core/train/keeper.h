@@ -33,6 +33,9 @@ int keeper_open(struct keeper *, const struct train_config *, const struct snaps
 int keeper_find(const struct train_config *, int back, char *path, struct err *);
 // Where versions of a latent model will be published: the VAE, which a daemon needs beside the weights. One process's business.
 int keeper_publish_vae(struct keeper *, struct err *);
+// Its folder must hold nothing newer than the step at which a run begins: what is newer belongs to another run, and both would be
+// mixed. E_CONFLICT
+int keeper_check_new(const struct train_config *, int64_t step, struct err *);
 // Writes the snapshot as a checkpoint, and publishes its first EMA, at once.
 void keeper_start(struct keeper *, bool save, bool publish);
 struct keeper_result {                // of what keeper_start was asked for, once it has ended

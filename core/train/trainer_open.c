@@ -115,7 +115,7 @@ static int continue_newest(struct trainer *t, struct err *e) {
     }
     if (first.status == OK) return E_NOTFOUND;
     return err_param(e, first.status, "resume",
-                     "%s; nor can one before it be read. To begin anew, leave out --resume or name another --out", first.text);
+                     "%s; nor can one before it be read. To begin anew, name another --out", first.text);
 }
 
 static int begin_from(struct trainer *t, struct err *e) {
@@ -133,7 +133,9 @@ static int begin_from(struct trainer *t, struct err *e) {
 
 static int begin(struct trainer *t, struct err *e) {
     struct snapshot *s = &t->snapshot;
+    bool automatic = t->c->resume && strcmp(t->c->resume, "auto") == 0;
     int rc = begin_from(t, e);
+    if (rc == OK && t->peers.rank == 0 && !automatic) rc = keeper_check_new(t->c, s->step, e);
     for (int i = 0; rc == OK && i < s->n_arrays; i++)
         rc = trainer_kern(t, t->k->upload(t->k, t->array[i], s->array[i], t->n * sizeof(float)), e);
     if (rc == OK) rc = dit_train_refresh(t->net, e);

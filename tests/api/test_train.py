@@ -77,6 +77,35 @@ def test_sigterm_saves_and_a_run_that_was_killed_ends_the_same(tmp_path, picture
     assert not list((out / "checkpoints").glob("*.tmp*"))
 
 
+def test_a_new_run_does_not_mix_with_an_old_one(tmp_path, pictures):
+    """Its checkpoints would count as older than those that are there, and be removed as they are written."""
+    train(pictures, tmp_path, "--steps", 40, "--save-every", 10, "--keep", 2)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "checkpoints").iterdir()}
+    first = tmp_path / "checkpoints" / "step-00000030.safetensors"
+    for more in ([], ["--resume", first], ["--init", first]):
+        assert "step-00000040.safetensors is there" in train(pictures, tmp_path, "--steps", 35, "--save-every", 5, *more, code=65).stderr
+    assert {p.name: p.read_bytes() for p in (tmp_path / "checkpoints").iterdir()} == before
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 40
+    train(pictures, tmp_path / "new", "--steps", 40, "--resume", first)
+    assert newest(tmp_path / "new").read_bytes() == before["step-00000040.safetensors"]
+
+
+def test_a_run_from_weights_can_be_started_again_as_it_was(tmp_path, pictures):
+    train(pictures, tmp_path / "first", "--steps", 5)
+    args = ["--init", newest(tmp_path / "first"), "--resume", "auto"]
+    for steps in (8, 12):
+        train(pictures, tmp_path / "cut", "--steps", steps, *args)
+    train(pictures, tmp_path / "whole", "--steps", 12, *args)
+    assert newest(tmp_path / "cut").read_bytes() == newest(tmp_path / "whole").read_bytes()
+
+
+def test_a_limit_on_files_is_told(tmp_path, pictures):
+    args = command(pictures, tmp_path, "--steps", 20, "--save-every", 10)
+    done = subprocess.run(["prlimit", "--fsize=40000", *args], capture_output=True, text=True, timeout=60 * SCALE, env=clean_env())
+    assert done.returncode == 1 and done.stderr.count("the checkpoint could not be written: ") == 2 and "too large" in done.stderr, done.stderr
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
 @pytest.mark.parametrize("args, code, text", [
     ((), 2, "--data"), (("--data", "{d}"), 2, "--out"), (("--data", "/none", "--out", "{o}"), 66, "/none"), (("--data", "{d}", "--out", "{o}", "--lr", "fast"), 2, "lr is 'fast'"),
     (("--data", "{d}", "--out", "{o}", "--model", "DiT-M/2"), 78, "DiT-M/2"), (("--data", "{d}", "--out", "{o}", "--model", "SiT-S/3"), 78, "patch_size"),
