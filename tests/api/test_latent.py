@@ -286,7 +286,7 @@ def test_import_refuses_latents(tmp_path, flags, code, words):
 
 def test_import_refuses_a_vae_of_other_channels(tmp_path):
     (weights,) = (ROOT / "deploy/models/fashion-sit").glob("weights*")
-    done = run("import", weights, "--name", "no", "--out", tmp_path, "--family", "sit", "--heads", 3, "--path", "linear", "--prediction", "velocity", "--vae", VAE)
+    done = run("import", weights, "--name", "no", "--out", tmp_path, "--family", "sit", "--heads", 3, "--input-size", 32, "--path", "linear", "--prediction", "velocity", "--vae", VAE)
     assert done.returncode == 65 and "4 channels, the network 1" in done.stderr, done.stderr
     assert not (tmp_path / "no").exists()
 

@@ -97,19 +97,6 @@ TEST(golden_train_designs) {
     }
 }
 
-// The bundled model stores the recorded one's weights in float16.
-TEST(golden_bundled_dit_forward) {
-    struct kern *k = open_kern("cpu");
-    struct replay_result result;
-    struct replay *r;
-    struct err e = {0};
-    CHECK_OK(replay_open(&r, k, "deploy/models/fashion-dit", 0, &e), &e);
-    CHECK_OK(replay_case(r, "tests/golden/fashion/dit.forward.safetensors", &result, &e), &e);
-    if (!result.finite || !(result.rel_l2 < 1e-3)) test_fail(__FILE__, __LINE__, "relative L2 %g", result.rel_l2);
-    replay_close(r);
-    kern_close(k);
-}
-
 /* ---- rows ---- */
 
 enum { ROWS = 5 };

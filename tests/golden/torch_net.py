@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A DiT or SiT with adaLN-Zero in plain PyTorch, read from the papers: float32, on any device, from safetensors or from a .pt's EMA. The scripts that record cases and
 measure losses share it; nothing in it was taken from the C code but the names of the tensors. Needs python3-torch."""
+import argparse
 import json
 import math
 import struct
@@ -28,6 +29,8 @@ class Net:
             self.desc = json.loads((path / "model.json").read_text())
             w, heads = read_safetensors(path / self.desc["weights"]["file"]), self.desc["architecture"]["num_heads"]
         else:
+            if hasattr(torch.serialization, "add_safe_globals"):  # the scripts' args lie in the file too
+                torch.serialization.add_safe_globals([argparse.Namespace])
             w = torch.load(path, map_location="cpu")["ema"]
         self.w, self.heads = {k: v.float().to(device) for k, v in w.items()}, heads
         self.depth = 1 + max(int(k.split(".")[1]) for k in w if k.startswith("blocks."))
