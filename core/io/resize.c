@@ -7,6 +7,7 @@
 
 #include "core/base/mem.h"
 
+#define MAX_PIXELS (64 << 20) // of a picture that is scaled up to be cut
 #define BITS 22 // 32, less 8 of a pixel, less 2 of head room
 
 struct taps { // what each output pixel is made of
@@ -103,6 +104,8 @@ int resize_center_crop(uint8_t *dst, int size, const uint8_t *src, int w, int h,
     while (rc == OK && (p.w < p.h ? p.w : p.h) >= 2 * size) rc = scale(&p, p.w / 2, p.h / 2, channels, RESIZE_BOX, e);
     double factor = (double)size / (p.w < p.h ? p.w : p.h);
     int to_w = (int)nearbyint(p.w * factor), to_h = (int)nearbyint(p.h * factor);
+    if (rc == OK && (int64_t)to_w * to_h > MAX_PIXELS)
+        rc = err_set(e, E_RANGE, "a picture of %d x %d is too long to be cut to %d x %d", w, h, size, size);
     if (rc == OK && (to_w != p.w || to_h != p.h)) rc = scale(&p, to_w, to_h, channels, RESIZE_BICUBIC, e);
     size_t line = (size_t)size * (size_t)channels, x = (size_t)(p.w - size) / 2, y = (size_t)(p.h - size) / 2;
     for (size_t i = 0; rc == OK && i < (size_t)size; i++)

@@ -56,7 +56,7 @@ static int read_one(const struct data *d, int64_t index, uint64_t draw, float *x
     int rc = decode(&pixels, &w, &h, &channels, path, e);
     if (rc != OK) return rc;
     if (!(square = mem_array((size_t)side * (size_t)side, (size_t)channels))) rc = err_set(e, E_NOMEM, "no memory for %s", path);
-    if (rc == OK) rc = resize_center_crop(square, side, pixels, w, h, channels, e);
+    if (rc == OK && resize_center_crop(square, side, pixels, w, h, channels, e)) rc = err_prefix(e, "%s", path);
     if (rc == OK) data_planes(x, square, side, side, channels, d->info.channels);
     *label = low;
     mem_free(square);

@@ -274,6 +274,17 @@ TEST(resize_agrees_with_pillow) {
     CHECK(memcmp(dst, want, 64) == 0);
 }
 
+// A file of a few hundred bytes must not ask for gigabytes.
+TEST(resize_refuses_what_is_too_long) {
+    static uint8_t src[16384], dst[1024 * 1024];
+    struct err e = {0};
+    CHECK(resize_center_crop(dst, 1024, src, 1, 16384, 1, &e) == E_RANGE && strstr(e.text, "1 x 16384"));
+    err_clear(&e);
+    CHECK(resize_center_crop(dst, 1024, src, 16384, 1, 1, &e) == E_RANGE && strstr(e.text, "16384 x 1"));
+    err_clear(&e);
+    CHECK_OK(resize_center_crop(dst, 16, src, 1, 16384, 1, &e), &e);
+}
+
 /* ---- latents ---- */
 
 static int to_file(void *f, const void *bytes, size_t n, struct err *e) { return file_out_write(f, bytes, n, e); }
