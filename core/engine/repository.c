@@ -75,7 +75,8 @@ static int add_entry(struct entry **list, const char *name, const char *dir, str
     return OK;
 }
 
-static int search_folder(struct entry **list, const char *folder, struct err *e) {
+// misnamed: NULL, or where it is told of a directory whose name cannot be served, which is then passed over.
+static int search_folder(struct entry **list, const char *folder, struct err *misnamed, struct err *e) {
     DIR *d = opendir(folder);
     if (!d)
         return err_set(e,
@@ -90,6 +91,7 @@ static int search_folder(struct entry **list, const char *folder, struct err *e)
         int there = path ? holds_model(path) : E_NOMEM;
         if (there < 0) rc = err_set(e, there, "no memory for the list of models");
         else if (there) rc = add_entry(list, entry->d_name, path, e);
+        if (rc == E_RANGE && misnamed) *misnamed = *e, err_clear(e), rc = OK;
         mem_free(path);
     }
     if (!rc && errno) rc = err_set(e, E_IO, "%s: %s", folder, strerror(errno));
@@ -112,9 +114,9 @@ static void free_list(struct entry *list) {
     }
 }
 
-static int search(struct entry **list, const char *folder, struct err *e) {
+static int search(struct entry **list, const char *folder, struct err *misnamed, struct err *e) {
     *list = NULL;
-    int rc = search_folder(list, folder, e);
+    int rc = search_folder(list, folder, misnamed, e);
     if (!rc && !*list) rc = err_set(e, E_NOTFOUND, "%s: no model directory is in it (a folder that holds model.json)", folder);
     if (rc) free_list(*list), *list = NULL;
     return rc;
@@ -125,7 +127,7 @@ int repository_open(struct engine *g, const char *folder, struct err *e) {
     if (itself < 0) return err_set(e, itself, "no memory for the list of models");
     if (itself) return add_itself(&g->entries, folder, e);
     if (!(g->folder = mem_strdup(folder))) return err_set(e, E_NOMEM, "no memory for the list of models");
-    return search(&g->entries, folder, e);
+    return search(&g->entries, folder, NULL, e);
 }
 
 void repository_close(struct engine *g) {
@@ -142,9 +144,8 @@ struct entry *repository_find(struct engine *g, const char *name) {
 /* ---- looking again ---- */
 
 // One line for one state of affairs, however often it is seen.
-static void complain(struct engine *g, const struct err *err) {
-    if (err->status && strcmp(g->scan_error, err->text) != 0)
-        log_warn("models folder cannot be read: nothing changes", log_str("error", err->text));
+static void complain(struct engine *g, const char *what, const struct err *err) {
+    if (err->status && strcmp(g->scan_error, err->text) != 0) log_warn(what, log_str("error", err->text));
     snprintf(g->scan_error, sizeof g->scan_error, "%s", err->text);
 }
 
@@ -192,11 +193,13 @@ static void drop_missing(struct engine *g, const struct entry *found) {
 
 void repository_scan(struct engine *g) {
     struct entry *found;
-    struct err err = {0};
+    struct err err = {0}, misnamed = {0};
     if (!g->folder) return;
-    int rc = search(&found, g->folder, &err);
-    complain(g, &err);
-    if (rc) return;
+    if (search(&found, g->folder, &misnamed, &err)) {
+        complain(g, "models folder cannot be read: nothing changes", &err);
+        return;
+    }
+    complain(g, "model directory passed over", &misnamed);
     drop_missing(g, found);
     adopt(g, found);
 }

@@ -223,6 +223,20 @@ def test_models_come_and_go(tmp_path, sources, start):
     assert daemon.sample(REQUEST).status == 200  # the only one again
 
 
+def test_a_name_that_cannot_be_served_is_passed_over(tmp_path, sources, start):
+    publish(sources / "1", tmp_path)
+    daemon = start(models_dir=tmp_path)
+    for name in ("a@2", "b\u00e4r", "n" * 200):
+        (tmp_path / name).mkdir()
+        shutil.copy(tmp_path / "tiny" / "model.json", tmp_path / name)
+    publish(sources / "2", tmp_path, "more")
+    daemon.wait_until(lambda: served(daemon, "more"), 20, "the directory beside them")
+    daemon.wait_until(lambda: any(line["msg"] == "model directory passed over" for line in daemon.log), 10, "a word about them")
+    shutil.rmtree(tmp_path / "more")
+    daemon.wait_until(lambda: not served(daemon, "more"), 20, "the directory's end")
+    assert len(daemon.get("/v1/models").json()["data"]) == 1
+
+
 def test_a_folder_that_is_a_model(tmp_path, sources, start):
     publish(sources / "1", tmp_path)
     daemon = start(models_dir=tmp_path / "tiny")
