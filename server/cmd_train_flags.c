@@ -196,9 +196,15 @@ static int set_arch(struct model_desc *d, const struct train_flags *f, const str
     return OK;
 }
 
-static int set_objective(struct train_config *c, const struct train_flags *f) {
+static int set_objective(struct train_config *c, const struct train_flags *f, struct err *e) {
     struct objective *o = &c->objective;
     o->discrete = strcmp(c->desc.family, "dit") == 0;
+    const char *other = !o->discrete                       ? NULL // what a DiT has no choice of
+                        : strcmp(f->path, "linear")         ? "path"
+                        : strcmp(f->prediction, "velocity") ? "prediction"
+                        : strcmp(f->weighting, "none")      ? "weighting"
+                                                            : NULL;
+    if (other) return err_param(e, E_CONFLICT, other, "%s is a choice of SiT only: a DiT learns DiT's noise in discrete time", other);
     if (!o->discrete) {
         o->path = (enum path_kind)path_parse(f->path);
         o->prediction = (enum prediction)prediction_parse(f->prediction);
@@ -300,7 +306,7 @@ static int fill(struct train_config *c, const struct train_flags *f, const struc
     set_numbers(c, f);
     int rc = set_arch(&c->desc, f, info, e);
     if (rc == OK) rc = set_emas(c, f, e);
-    if (rc == OK) rc = set_objective(c, f);
+    if (rc == OK) rc = set_objective(c, f, e);
     if (rc == OK) rc = set_labels(&c->desc, f, info, e);
     if (rc == OK) rc = train_config_check(c, e);
     if (rc == OK) rc = set_machine(c, f);

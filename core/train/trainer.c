@@ -25,7 +25,7 @@ static int microbatch(struct trainer *t, int m, struct err *e) {
     struct feed_batch b;
     struct objective_row *row = t->row + (size_t)m * (size_t)t->rows;
     float *xt = dit_train_x(t->net), *loss = t->loss + (size_t)m * (size_t)t->rows * 2;
-    if (feed_next(t->feed, &b, e)) return e->status;
+    if (feed_next(t->feed, &b, e)) return t->unread = true, e->status;
     for (int i = 0; i < t->rows; i++) {
         objective_row(&t->c->objective, (uint32_t)t->step, (uint32_t)(b.first + i), b.label[i], 1.0 / t->c->batch, &row[i]);
         t->mix[i] = row[i].mix, t->judge[i] = row[i].loss, t->time[i] = row[i].t, t->label[i] = row[i].y;
@@ -232,8 +232,15 @@ static int after_step(struct trainer *t, bool last, struct err *e) {
     return show ? pictures(t, e) : OK; // beside the writer: both only read
 }
 
+static int save_last(struct trainer *t, struct err *e) { // after a signal behind the last look, or data at fault
+    if (t->saved == t->step || t->peers.rank != 0) return OK;
+    if (hold(t, e)) return e->status;
+    keeper_start(&t->keeper, true, false);
+    return settle(t);
+}
+
 int trainer_run(struct trainer *t, const volatile sig_atomic_t *stop, struct err *e) {
-    struct err here = {0};
+    struct err here = {0}, last = {0};
     int rc = OK;
     t->stop = stop;
     t->stopping = t->peers.size == 1 && *stop;
@@ -243,13 +250,9 @@ int trainer_run(struct trainer *t, const volatile sig_atomic_t *stop, struct err
         if (rc == OK) rc = after_step(t, t->step == t->c->steps || t->stopping, &here);
     }
     int saved = settle(t);
+    if (saved == OK && (rc == OK || t->unread)) saved = save_last(t, &last);
     if (rc == E_DEVICE && t->peers.size > 1)
         return err_set(e, rc, "step %lld: %s. The last good checkpoint: %s", (long long)t->step + 1, here.text, last_good(t));
     if (rc != OK) return err_param(e, rc, here.param, "%s", here.text);
-    if (saved == OK && t->saved != t->step && t->peers.rank == 0) { // a signal after the last look
-        if (hold(t, e)) return e->status;
-        keeper_start(&t->keeper, true, false);
-        saved = settle(t);
-    }
-    return saved != OK ? err_set(e, saved, "the last checkpoint could not be written") : OK;
+    return saved != OK ? err_set(e, saved, "%s", last.status ? last.text : "the last checkpoint could not be written") : OK;
 }

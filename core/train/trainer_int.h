@@ -36,7 +36,8 @@ struct trainer {
     float *host_loss; // [local, 2]
     struct snapshot snapshot;
     struct keeper keeper;
-    bool held; // the snapshot is that of `step`
+    bool held;   // the snapshot is that of `step`
+    bool unread; // a step was not begun: its data cannot be read
     const volatile sig_atomic_t *stop;
     bool stopping; // some rank was told to stop: all know it in the same step
     /* the run */

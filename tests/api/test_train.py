@@ -14,6 +14,7 @@ import pytest
 
 import toy
 from conftest import BINARY, ROOT, SCALE, clean_env
+from test_latent import png
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +107,23 @@ def test_a_limit_on_files_is_told(tmp_path, pictures):
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+def test_a_picture_that_cannot_be_read_costs_no_step(tmp_path):
+    """The run ends and names it; the steps before it are kept, and go on when it has been mended."""
+    for n in range(40):
+        png(tmp_path / "data" / "ab"[n % 2] / f"{n}.png", [(5 * n + 7 * i) % 256 for i in range(64)], 8, 8, 1)
+    args = ["--steps", 10, "--size", 8, "--channels", 1, "--batch", 4, "--microbatch", 2]
+    train(tmp_path / "data", tmp_path / "whole", *args)
+    spoiled = tmp_path / "data" / "a" / "10.png"
+    good = spoiled.read_bytes()
+    spoiled.write_bytes(good[:-30])
+    assert str(spoiled) in train(tmp_path / "data", tmp_path / "cut", *args, code=65).stderr
+    step = int(newest(tmp_path / "cut").name[5:13])
+    assert 0 < step < 10
+    spoiled.write_bytes(good)
+    train(tmp_path / "data", tmp_path / "cut", *args, "--resume", "auto")
+    assert newest(tmp_path / "cut").read_bytes() == newest(tmp_path / "whole").read_bytes()
+
+
 @pytest.mark.parametrize("args, code, text", [
     ((), 2, "--data"), (("--data", "{d}"), 2, "--out"), (("--data", "/none", "--out", "{o}"), 66, "/none"), (("--data", "{d}", "--out", "{o}", "--lr", "fast"), 2, "lr is 'fast'"),
     (("--data", "{d}", "--out", "{o}", "--model", "DiT-M/2"), 78, "DiT-M/2"), (("--data", "{d}", "--out", "{o}", "--model", "SiT-S/3"), 78, "patch_size"),
@@ -113,6 +131,7 @@ def test_a_limit_on_files_is_told(tmp_path, pictures):
     (("--data", "{d}", "--out", "{o}", "--ema", "0.9,x"), 78, "ema is '0.9,x'"), (("--data", "{d}", "--out", "{o}", "--weighting", "velocity"), 78, "weighted"),
     (("--data", "{d}", "--out", "{o}", "--model", "custom"), 78, "family"), (("--data", "{d}", "--out", "{o}", "--classes", "2"), 78, "labels up to 2"),
     (("--data", "{d}", "--out", "{o}", "--init", "/none.pt"), 66, "/none.pt"), (("--data", "{d}", "--out", "{d}/train-images-idx3-ubyte.gz"), 1, "train-images"),
+    (("--data", "{d}", "--out", "{o}", "--model", "DiT-S/2", "--path", "vp"), 78, "path"), (("--data", "{d}", "--out", "{o}", "--model", "DiT-S/2", "--prediction", "score"), 78, "prediction"),
     (("--data", "{d}", "--out", "{o}", "--size", "6"), 65, "more than the 6"),
 ])
 def test_what_is_wrong_is_named(tmp_path, pictures, args, code, text):
