@@ -79,7 +79,7 @@ TEST(golden_sde_cpu) {
 
 // Recorded with the very weights that are bundled (make_bundled.py): what is trained anew is recorded anew.
 TEST(golden_bundled_models) {
-    static const char *const models[] = {"fashion-sit", "fashion-dit"};
+    static const char *const models[] = {"fashion-sit", "fashion-dit", "emoji-sit"};
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         char dir[64];
         snprintf(dir, sizeof dir, "deploy/models/%s", models[i]);
