@@ -180,7 +180,7 @@ static struct shape shape_of(enum kern_dtype act, const struct kern_linear_spec 
 
 static bool same_shape(const struct shape *a, const struct shape *b) {
     return a->out == b->out && a->in == b->in && a->chunk == b->chunk && a->x == b->x && a->mul == b->mul && a->dst == b->dst &&
-           a->dst_ld == b->dst_ld;
+           a->dst_ld == b->dst_ld && a->pre_bytes == b->pre_bytes;
 }
 
 static int shape_get(struct kern *k, const struct kern_linear_spec *spec, struct shape **out) {

@@ -373,6 +373,22 @@ TEST(ops_bf16_is_refused_where_the_processor_lacks_it) {
           strstr(why, "bfloat16"));
 }
 
+// One writes float32 where it belongs, one to scratch on its way to an activation: all else alike, they must not be taken for the same.
+TEST(ops_layers_of_one_shape_and_unlike_outputs) {
+    const struct op_case plain = {"plain", OP_LINEAR, KERN_BF16, .T = 16, .C = 32, .N = 64, .y_f32 = true, .tol = 1e-2},
+                         gelu = {"gelu", OP_LINEAR, KERN_BF16, .T = 16, .C = 32, .N = 64, .act = KERN_GELU_TANH, .tol = 1e-2};
+    if (!kern_cpu_has_bf16()) return;
+    for (int first = 0; first < 2; first++) {
+        struct kern *cpu = open_kern("cpu", KERN_BF16, 1), *ref = open_kern("ref", KERN_BF16, 1);
+        struct op_run held;
+        if (op_open(&held, cpu, first ? &gelu : &plain, 3, NULL)) test_fail(__FILE__, __LINE__, "open: %s", cpu->why);
+        compare_case(first ? &plain : &gelu, cpu, ref, 3);
+        op_close(&held);
+        kern_close(cpu);
+        kern_close(ref);
+    }
+}
+
 TEST(ops_bf16_conversion_rounds_to_even) {
     static const struct {
         float f;
