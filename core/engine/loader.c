@@ -55,7 +55,7 @@ static int check_room(const struct engine *g, const struct entry *entry, struct 
     struct model_desc d;
     struct stat st = {0};
     if (entry->state == ENTRY_LOADING || model_dir_desc(&d, from->dir.digest, entry->dir, NULL))
-        return OK; // model_dir_open says what is wrong
+        return OK; // model_dir_begin says what is wrong
     char *path = mem_printf("%s/%s", entry->dir, d.weights_file);
     if (path && stat(path, &st)) st.st_size = 0;
     mem_free(path);
@@ -111,6 +111,7 @@ static int put_on_devices(struct engine *g, struct entry *entry, struct source *
     struct facts *facts = NULL;
     int rc = on ? facts_new(&facts, from, e) : err_set(e, E_NOMEM, "no memory for a model");
     if (!rc) rc = build(g, on, facts, from, e);
+    if (!rc) rc = model_dir_verify(&from->dir, e);
     if (!rc) facts_take(facts, from);
     if (!rc) rc = install(g, entry, on, facts, e);
     for (int i = 0; on && i < g->n_devices; i++) served_free(on[i]);
@@ -119,18 +120,25 @@ static int put_on_devices(struct engine *g, struct entry *entry, struct source *
     return rc;
 }
 
+// What broken bytes led to is told as what it is.
+static int blame_digest(const struct model_dir *dir, int rc, struct err *e) {
+    struct err digest = {0};
+    return model_dir_verify(dir, &digest) == E_CONFLICT ? *e = digest, E_CONFLICT : rc;
+}
+
 // digest: of the model.json that was tried.
 static int load_version(struct engine *g, struct entry *entry, char digest[DIGEST_HEX], struct err *e) {
     struct source from = {.name = entry->name, .before = entry->current ? &entry->current->model : NULL};
     struct sampler_model sampler;
     int rc = check_room(g, entry, &from, e); // sets the digest too
-    if (!rc) rc = model_dir_open(&from.dir, entry->dir, e);
+    if (!rc) rc = model_dir_begin(&from.dir, entry->dir, e);
     strcpy(digest, from.dir.digest);
     if (rc) return err_set(e, rc, "it could not be opened");
     rc = open_vae(&from, entry->dir, e);
     if (!rc)
         rc = served_check(&from.dir.desc, from.has_vae ? &from.vae.arch : NULL, &sampler, e); // before the device is troubled
     if (!rc) rc = put_on_devices(g, entry, &from, e);
+    if (rc && rc != E_CANCELLED) rc = blame_digest(&from.dir, rc, e);
     vae_file_close(&from.vae);
     model_dir_close(&from.dir);
     return rc;

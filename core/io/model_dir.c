@@ -12,6 +12,7 @@
 #include "core/base/mem.h"
 #include "core/io/checkpoint.h"
 #include "core/io/file.h"
+#include "core/io/hash.h"
 
 #define MAX_JSON ((size_t)16 << 20)
 #define MAX_WEIGHTS ((size_t)64 << 30)
@@ -50,35 +51,45 @@ int model_dir_desc(struct model_desc *desc, char digest[DIGEST_HEX], const char 
     return rc;
 }
 
-static int check_digest(const struct model_desc *d, const void *bytes, size_t n, const char *path, struct err *e) {
-    char hex[DIGEST_HEX];
-    if (digest_hex(hex, bytes, n) != OK) return err_set(e, E_NOMEM, "cannot hash %s", path);
-    if (strcmp(hex, d->weights_sha256) == 0) return OK;
-    return err_param(e, E_CONFLICT, "weights.sha256", "%s: its SHA-256 is %s, model.json says %s", path, hex, d->weights_sha256);
-}
-
 struct owner { // what model_dir.weights points into
     void *bytes;
     struct checkpoint ck;
+    struct hash *hash;             // of bytes
+    char *path, want[DIGEST_HEX]; // as model.json says
 };
 
 static void owner_free(struct owner *o) {
     if (!o) return;
+    hash_free(o->hash);
     checkpoint_close(&o->ck);
     mem_free(o->bytes);
+    mem_free(o->path);
     mem_free(o);
 }
 
+static int check_digest(const struct owner *o, struct err *e) {
+    char hex[DIGEST_HEX];
+    if (hash_wait(o->hash, hex) != OK) return err_set(e, E_NOMEM, "cannot hash %s", o->path);
+    if (strcmp(hex, o->want) == 0) return OK;
+    return err_param(e, E_CONFLICT, "weights.sha256", "%s: its SHA-256 is %s, model.json says %s", o->path, hex, o->want);
+}
+
+static int use_weights(struct owner *o, size_t n, const struct model_desc *d, struct err *e) {
+    struct err digest = {0};
+    int rc = checkpoint_parse(&o->ck, o->bytes, n, o->path, e);
+    if (rc == OK && (rc = arch_match(&d->arch, &o->ck.table, e)) != OK) err_prefix(e, "%s", o->path);
+    if (rc != OK && check_digest(o, &digest) == E_CONFLICT) *e = digest, rc = E_CONFLICT;
+    return rc;
+}
+
 static int read_weights(struct owner **out, const struct model_desc *d, const char *dir, struct err *e) {
-    char *path = path_of(dir, d->weights_file, e);
     struct owner *o = mem_alloc(sizeof *o);
     size_t n;
-    int rc = path && o ? OK : err_set(e, E_NOMEM, "no memory to read %s", dir);
-    if (rc == OK) rc = file_read(&o->bytes, &n, path, MAX_WEIGHTS, e);
-    if (rc == OK) rc = check_digest(d, o->bytes, n, path, e);
-    if (rc == OK) rc = checkpoint_parse(&o->ck, o->bytes, n, path, e);
-    if (rc == OK && (rc = arch_match(&d->arch, &o->ck.table, e)) != OK) err_prefix(e, "%s", path);
-    mem_free(path);
+    int rc = o && (o->path = path_of(dir, d->weights_file, e)) ? OK : err_set(e, E_NOMEM, "no memory to read %s", dir);
+    if (rc == OK) rc = file_read(&o->bytes, &n, o->path, MAX_WEIGHTS, e);
+    if (rc == OK) strcpy(o->want, d->weights_sha256);
+    if (rc == OK) rc = hash_start(&o->hash, o->bytes, n, e);
+    if (rc == OK) rc = use_weights(o, n, d, e);
     if (rc == OK) *out = o;
     else owner_free(o);
     return rc;
@@ -92,23 +103,37 @@ static bool desc_changed(const char *dir, const char *digest) {
     return strcmp(now, digest) != 0;
 }
 
-int model_dir_open(struct model_dir *m, const char *dir, struct err *e) {
+static int open_once(struct model_dir *m, const char *dir, bool verify, struct err *e) {
+    struct owner *o = NULL;
+    *m = (struct model_dir){0};
+    int rc = model_dir_desc(&m->desc, m->digest, dir, e);
+    if (rc == OK && (rc = read_weights(&o, &m->desc, dir, e)) != OK) model_desc_deinit(&m->desc);
+    if (rc == OK) {
+        m->weights = &o->ck.table;
+        m->weights_owner = o;
+        if (!verify || (rc = model_dir_verify(m, e)) == OK) return OK;
+        char digest[DIGEST_HEX];
+        strcpy(digest, m->digest);
+        model_dir_close(m);
+        strcpy(m->digest, digest);
+    }
+    m->desc = (struct model_desc){0};
+    return rc;
+}
+
+static int open_whole(struct model_dir *m, const char *dir, bool verify, struct err *e) {
     for (int attempt = 1;; attempt++) {
         struct err here = {0};
-        struct owner *o = NULL;
-        *m = (struct model_dir){0};
-        int rc = model_dir_desc(&m->desc, m->digest, dir, &here);
-        if (rc == OK && (rc = read_weights(&o, &m->desc, dir, &here)) != OK) model_desc_deinit(&m->desc);
-        if (rc == OK) {
-            m->weights = &o->ck.table;
-            m->weights_owner = o;
-            return OK;
-        }
-        m->desc = (struct model_desc){0};
+        int rc = open_once(m, dir, verify, &here);
         bool stale = (rc == E_NOTFOUND || rc == E_CONFLICT) && m->digest[0] && attempt < ATTEMPTS && desc_changed(dir, m->digest);
-        if (!stale) return err_param(e, rc, here.param, "%s", here.text);
+        if (!stale) return rc == OK ? OK : err_param(e, rc, here.param, "%s", here.text);
     }
 }
+
+int model_dir_open(struct model_dir *m, const char *dir, struct err *e) { return open_whole(m, dir, true, e); }
+int model_dir_begin(struct model_dir *m, const char *dir, struct err *e) { return open_whole(m, dir, false, e); }
+
+int model_dir_verify(const struct model_dir *m, struct err *e) { return check_digest(m->weights_owner, e); }
 
 void model_dir_close(struct model_dir *m) {
     owner_free(m->weights_owner);

@@ -101,6 +101,10 @@ int model_dir_desc(struct model_desc *, char digest[DIGEST_HEX], const char *dir
 // Reads model.json and its weights from the directory, checks the weights' digest. E_NOTFOUND, E_FORMAT, E_CONFLICT (digest). On failure nothing
 // is left but the digest of the model.json that failed ("": it could not be read).
 int model_dir_open(struct model_dir *, const char *dir, struct err *);
+// The same in two: begin returns when the weights are read and parsed, while they are still being hashed; what is made of them may be used only
+// after verify has said OK. Where something else is wrong with weights whose digest is wrong too, the digest is what both complain of.
+int model_dir_begin(struct model_dir *, const char *dir, struct err *);
+int model_dir_verify(const struct model_dir *, struct err *); // E_CONFLICT, E_NOMEM; may be asked again
 void model_dir_close(struct model_dir *);
 
 #endif

@@ -187,13 +187,25 @@ static void write_json(const char *name, const char *text) {
 static void huge(void) { fixture_model(&(struct tiny){.name = "a", .seed = 5, .huge = true}); }
 static void latents(void) { fixture_model(&(struct tiny){.name = "a", .seed = 6, .channels = 4}); }
 static void broken(void) { write_json("a", "{\"format\":1,"); }
+static void flipped(void) { // weights that could be served, but are not those that were published
+    char digest[DIGEST_HEX], path[900], dir[512];
+    struct model_desc d;
+    struct stat st;
+    publish(7);
+    snprintf(dir, sizeof dir, "%s/a", fixture_dir());
+    CHECK(model_dir_desc(&d, digest, dir, NULL) == 0);
+    snprintf(path, sizeof path, "%s/%s", dir, d.weights_file);
+    model_desc_deinit(&d);
+    FILE *f = fopen(path, "r+");
+    CHECK(f && fstat(fileno(f), &st) == 0 && fseek(f, st.st_size - 4, SEEK_SET) == 0 && fputc(0x55, f) == 0x55 && fclose(f) == 0);
+}
 
 TEST(reload_that_fails_changes_nothing_and_says_why) {
     static const struct {
         void (*spoil)(void);
         int status;
         const char *text;
-    } cases[] = {{huge, E_NONFINITE, "finite"}, {latents, E_UNSUPPORTED, "VAE"}, {broken, E_FORMAT, "model.json"}};
+    } cases[] = {{huge, E_NONFINITE, "finite"}, {latents, E_UNSUPPORTED, "VAE"}, {flipped, E_CONFLICT, "SHA-256"}, {broken, E_FORMAT, "model.json"}};
     struct heard h;
     struct engine_entry entry[2];
     char digest[DIGEST_HEX];
@@ -203,7 +215,7 @@ TEST(reload_that_fails_changes_nothing_and_says_why) {
     struct heard_job before = *hear_end(&h, fixture_submit(g, &job));
     size_t bytes = device_bytes(g);
     digest_of(g, "a", digest);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         cases[i].spoil();
         engine_scan(g);
         struct err e = hear_nth(&h, i + 2);
@@ -216,17 +228,17 @@ TEST(reload_that_fails_changes_nothing_and_says_why) {
     }
     engine_scan(g); // the same bytes again: not before its pause is over
     sleep_ms(50);
-    CHECK(h.n_models == 4);
+    CHECK(h.n_models == 5);
     reload(g); // unless somebody asks
-    CHECK(hear_nth(&h, 5).status == E_FORMAT);
+    CHECK(hear_nth(&h, 6).status == E_FORMAT);
     publish(1); // what is served: nothing to load
     engine_scan(g);
     do CHECK(engine_repository(g, entry, 2) == 1);
     while (entry[0].reason[0]);
-    CHECK(h.n_models == 5 && serves(g, "a", digest));
+    CHECK(h.n_models == 6 && serves(g, "a", digest));
     publish(2);
     engine_scan(g);
-    CHECK(hear_nth(&h, 6).status == 0 && !serves(g, "a", digest));
+    CHECK(hear_nth(&h, 7).status == 0 && !serves(g, "a", digest));
     struct err e = {0};
     CHECK(engine_reload(g, "b", &e) == E_NOTFOUND);
     engine_close(g);

@@ -198,6 +198,17 @@ TEST(model_dir_wrong_digest) {
     CHECK_STR(e.param, "weights.sha256");
     CHECK(strstr(e.text, d.weights_file) && strstr(e.text, d.weights_sha256));
     err_clear(&e);
+    CHECK_OK(model_dir_begin(&m, at, &e), &e); // they parse, so it is for verify to say
+    for (int again = 0; again < 2; again++) {
+        CHECK(model_dir_verify(&m, &e) == E_CONFLICT);
+        CHECK_STR(e.param, "weights.sha256");
+        err_clear(&e);
+    }
+    model_dir_close(&m);
+    CHECK_OK(file_write(path, bytes, n - 1, &e), &e);
+    CHECK(model_dir_begin(&m, at, &e) == E_CONFLICT); // they do not, and that they are not those that were meant says it better
+    CHECK_STR(e.param, "weights.sha256");
+    err_clear(&e);
     CHECK(unlink(path) == 0);
     CHECK(model_dir_open(&m, at, &e) == E_NOTFOUND && strstr(e.text, d.weights_file));
     err_clear(&e);
