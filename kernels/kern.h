@@ -183,6 +183,7 @@ struct kern_config {
     enum kern_product product;  // cuda: TF32 goes with KERN_F32, FP8 with KERN_BF16 on Hopper
     int threads;                // 0: what affinity and the cgroup quota allow
     int nice;                   // added to the pool threads' niceness
+    const char *cache;          // cuda: folder for what is found out by trying (the fastest products), made when needed; NULL: none. Not kept
 };
 
 struct kern {
@@ -200,6 +201,7 @@ struct kern {
     int back_lines;
     int threads;
     char why[256];              // text of the last failure
+    char note[256];             // of something worth a word though nothing failed; "": nothing
     void *impl;                 // the back end's own
 
     // Before a thread uses a handle that another has used until now
@@ -223,6 +225,9 @@ struct kern {
 
     /* linear layers. w [out, in] and b [out] (float32, may be NULL) are host memory, not kept. */
     int (*linear_new)(struct kern *, const struct kern_linear_spec *, const void *w, const float *b, struct kern_linear **);
+    // NULL, or linear_new where w lies in n pieces, one behind the other, of count[i] elements
+    int (*linear_new_pieces)(struct kern *, const struct kern_linear_spec *, const void *const *w, const size_t *count, int n, const float *b,
+                             struct kern_linear **);
     void (*linear_free)(struct kern *, struct kern_linear *);
     // y [units*unit, out], x [units*unit, in]; save_pre: the value before the activation, same type and shape as y
     int (*linear)(struct kern *, const struct kern_linear *, void *y, const void *x, int units, void *save_pre);

@@ -18,6 +18,7 @@
 #include "core/io/checkpoint.h"
 #include "core/model/dit.h"
 #include "kernels/philox.h"
+#include "server/cache.h"
 #include "server/cmd.h"
 
 static const char help[] =
@@ -326,9 +327,10 @@ int cmd_bench(int argc, char **argv) {
     struct options o = {.rows = "1,2,4,8,16", .side = 32, .seconds = 2, .precision = "f32", .kern = {.backend = "cpu"}};
     int rc = parse(&o, argc, argv);
     if (rc) return rc - 1;
-    char why[256];
+    char why[256], cache[512];
     struct kern *k;
     struct err e = {0};
+    o.kern.cache = cache_folder("", cache, sizeof cache);
     if (kern_open(&k, &o.kern, why, sizeof why)) return fprintf(stderr, "sitd bench: %s\n", why), 69;
     fprintf(stderr, "%s\n", k->device);
     rc = bench(&o, k, &e);

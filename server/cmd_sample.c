@@ -16,6 +16,7 @@
 #include "core/io/file.h"
 #include "core/io/png.h"
 #include "server/bar.h"
+#include "server/cache.h"
 #include "server/cmd.h"
 #include "server/cmd_sample.h"
 
@@ -167,7 +168,8 @@ int cmd_sample(int argc, char **argv) {
     if (rc) return json_decref(o.body), rc - 1;
     if (o.npz) return rc = sample_export(&o), json_decref(o.body), rc;
     if ((rc = check_out(o.out)) != 0) return json_decref(o.body), rc;
-    struct engine_options eo = {.models_dir = o.model, .backend = o.backend, .precision = o.precision, .max_rows = o.max_rows, .threads = o.threads,
+    char cache[512];
+    struct engine_options eo = {.models_dir = o.model, .cache = cache_folder("", cache, sizeof cache), .backend = o.backend, .precision = o.precision, .max_rows = o.max_rows, .threads = o.threads,
                                 .max_jobs = 1, .max_images = REQUEST_MAX_IMAGES, .event = on_event, .ctx = &run};
     if (engine_open(&engine, &eo, &e)) {
         fprintf(stderr, "sitd sample: %s\n", e.text);

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "server/cache.h"
+
 #define AT(field) offsetof(struct config, field)
 #define DAY_MS (24 * 3600 * 1000)
 static const struct option_desc options[] = {
@@ -17,6 +19,7 @@ static const struct option_desc options[] = {
     {"precision", OPTION_CHOICE, AT(precision), "f32", 0, 0, "f32|tf32|bf16|f16|fp8|fp8-static", "number format of the matrix products; tf32, f16 and fp8 on GPUs"},
     {"any-bits", OPTION_SWITCH, AT(any_bits), "false", 0, 0, NULL, "GPUs: let an image's last bits depend on its batch; may be faster"},
     {"exact-residual", OPTION_SWITCH, AT(exact_residual), "false", 0, 0, NULL, "GPUs: keep the residual stream in float32, not float16"},
+    {"cache", OPTION_TEXT, AT(cache), "", 0, 0, NULL, CACHE_HELP},
     {"max-rows", OPTION_NUMBER, AT(max_rows), "16", 2, 4096, NULL, "rows of the largest batch; a guided image takes two"},
     {"threads", OPTION_NUMBER, AT(threads), "0", 0, 1024, NULL, "compute threads; 0: what affinity and cgroup allow"},
     {"nice", OPTION_NUMBER, AT(nice), "19", 0, 19, NULL, "niceness of the compute threads"},

@@ -16,6 +16,7 @@
 
 struct config {
     char config[CONFIG_TEXT], models[CONFIG_TEXT], listen[CONFIG_TEXT], backend[CONFIG_TEXT], devices[CONFIG_TEXT], precision[CONFIG_TEXT];
+    char cache[CONFIG_TEXT];
     char log_format[CONFIG_TEXT], log_level[CONFIG_TEXT], log_file[CONFIG_TEXT], cors_origin[CONFIG_TEXT];
     int device[ENGINE_DEVICES], n_devices; // what `devices` says, as engine_options has it
     int64_t max_rows, threads, nice, max_jobs, max_images, max_connections, max_body;

@@ -21,6 +21,7 @@
 
 #include "core/base/log.h"
 #include "core/base/mem.h"
+#include "server/cache.h"
 #include "server/http.h"
 #include "server/jobs.h"
 #include "server/server.h"
@@ -242,7 +243,9 @@ static int start_uv(struct server *s, struct err *e) {
 
 static int start_engine(struct server *s, struct err *e) {
     const struct config *c = s->config;
+    char cache[CONFIG_TEXT];
     struct engine_options o = {.models_dir = c->models,
+                               .cache = cache_folder(c->cache, cache, sizeof cache),
                                .backend = c->backend,
                                .devices = c->device,
                                .n_devices = c->n_devices,

@@ -32,6 +32,7 @@ void log_event(enum log_level, const char *msg, const struct log_field *fields, 
 // log_info("model loaded", log_str("model", name), log_int("bytes", n))
 #define log_at(level, msg, ...) \
     log_event(level, msg, (struct log_field[]){ __VA_ARGS__ }, (int)(sizeof((struct log_field[]){ __VA_ARGS__ }) / sizeof(struct log_field)))
+#define log_debug(msg, ...) log_at(LOG_DEBUG, msg, __VA_ARGS__)
 #define log_info(msg, ...) log_at(LOG_INFO, msg, __VA_ARGS__)
 #define log_warn(msg, ...) log_at(LOG_WARN, msg, __VA_ARGS__)
 #define log_error(msg, ...) log_at(LOG_ERROR, msg, __VA_ARGS__)

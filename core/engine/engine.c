@@ -67,6 +67,7 @@ static int open_devices(struct engine *g, const struct engine_options *o, struct
     struct kern_config config = {.backend = g->backend, .threads = o->threads}; // no niceness: its threads have the loader's, which makes them
     config.any_bits = o->any_bits, config.exact_stream = o->exact_residual;
     char why[256] = "";
+    if (o->cache && strlen(o->cache) < sizeof g->cache) config.cache = strcpy(g->cache, o->cache);
     if (o->precision && !kern_precision(&config, o->precision))
         return err_param(e, E_RANGE, "precision", "precision '%s': known are %s", o->precision, KERN_PRECISIONS);
     int n = o->n_devices == ENGINE_ALL ? kern_devices(g->backend, why, sizeof why) : o->n_devices ? o->n_devices : 1;

@@ -30,6 +30,7 @@ struct engine_options {
     const char *backend;        // "cpu", "cuda", "ref"; "auto": a GPU where there is one, else the CPU
     const int *devices;         // [n_devices] numbers that the back end knows; on the processor each is a pool of `threads`
     int n_devices;              // 0: the first; ENGINE_ALL: all there are
+    const char *cache;          // folder for what a back end finds out by trying (kern_config.cache); NULL: none
     const char *precision;      // "f32" (also NULL), or another that kern_precision knows
     bool any_bits, exact_residual; // on GPUs: as struct kern_config has any_bits and exact_stream
     int max_rows, threads;      // rows of the largest batch (least 2); 0 threads: kern_threads_allowed()

@@ -155,6 +155,7 @@ struct engine {
     /* constant after engine_open */
     struct engine_options options; // its strings are not kept
     char backend[16];              // what the devices' config.backend points to
+    char cache[512];               // what the devices' config.cache points to
     bool on_host;                  // the devices' buffers are host memory
     struct sched_limits limits;
     struct device *devices; // [n_devices]

@@ -106,12 +106,22 @@ static int install(struct engine *g, struct entry *entry, struct served **on, st
     return taken ? OK : err_set(e, E_DEVICE, "the device has failed");
 }
 
+// How long each part of a load takes, for whoever wonders
+static void told(const struct entry *entry, const char *part, int64_t *since) {
+    int64_t now = engine_now_us();
+    log_debug("load", log_str("model", entry->name), log_str("part", part), log_int("ms", (now - *since) / 1000));
+    *since = now;
+}
+
 static int put_on_devices(struct engine *g, struct entry *entry, struct source *from, struct err *e) {
     struct served **on = mem_array((size_t)g->n_devices, sizeof(struct served *));
     struct facts *facts = NULL;
     int rc = on ? facts_new(&facts, from, e) : err_set(e, E_NOMEM, "no memory for a model");
+    int64_t since = engine_now_us();
     if (!rc) rc = build(g, on, facts, from, e);
+    if (!rc) told(entry, "built and tried", &since);
     if (!rc) rc = model_dir_verify(&from->dir, e);
+    if (!rc) told(entry, "weights hashed", &since);
     if (!rc) facts_take(facts, from);
     if (!rc) rc = install(g, entry, on, facts, e);
     for (int i = 0; on && i < g->n_devices; i++) served_free(on[i]);
@@ -128,13 +138,16 @@ static int blame_digest(const struct model_dir *dir, int rc, struct err *e) {
 
 // digest: of the model.json that was tried.
 static int load_version(struct engine *g, struct entry *entry, char digest[DIGEST_HEX], struct err *e) {
+    int64_t since = engine_now_us();
     struct source from = {.name = entry->name, .before = entry->current ? &entry->current->model : NULL};
     struct sampler_model sampler;
     int rc = check_room(g, entry, &from, e); // sets the digest too
     if (!rc) rc = model_dir_begin(&from.dir, entry->dir, e);
     strcpy(digest, from.dir.digest);
     if (rc) return err_set(e, rc, "it could not be opened");
+    told(entry, "weights read", &since);
     rc = open_vae(&from, entry->dir, e);
+    if (!rc) told(entry, "VAE read and hashed", &since);
     if (!rc)
         rc = served_check(&from.dir.desc, from.has_vae ? &from.vae.arch : NULL, &sampler, e); // before the device is troubled
     if (!rc) rc = put_on_devices(g, entry, &from, e);

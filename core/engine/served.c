@@ -235,6 +235,7 @@ static int build(struct served **out, struct device *d, const struct kern_config
         rc = canary(s, e);
         if (!rc) rc = canary_picture(s, e);
     }
+    if (s->kern && *s->kern->note) log_warn("back end", log_str("device", d->name), log_str("note", s->kern->note));
     if (rc) {
         served_free(s);
         return err_set(e, rc, "it could not be built");

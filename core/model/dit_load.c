@@ -41,9 +41,12 @@ static int floats(float **out, const struct tensor_table *w, const char *name, s
 
 /* ---- products ---- */
 
-// Weights of one layer in one host buffer of one type that linear_new takes.
+// Weights of one layer in one type that linear_new takes: in one host buffer, or in pieces as they lie in the table.
 struct stack {
-    void *data;
+    void *data;          // NULL: pieces
+    const void **piece;  // [n], owned
+    size_t *count;       // [n], owned
+    int n;
     enum kern_dtype type;
     bool owned;
 };
@@ -58,7 +61,15 @@ struct parts {
 
 static enum kern_dtype storage(enum dtype t) { return t == DT_F16 ? KERN_F16 : t == DT_BF16 ? KERN_BF16 : KERN_F32; }
 
-static int stack_load(struct stack *s, const struct tensor **t, const struct parts *p, size_t in, struct err *e) {
+static int stack_pieces(struct stack *s, const struct tensor **t, int n, struct err *e) {
+    s->piece = mem_array((size_t)n, sizeof *s->piece);
+    s->count = mem_array((size_t)n, sizeof *s->count);
+    if (!s->piece || !s->count) return err_set(e, E_NOMEM, "no memory to list %d weights", n);
+    for (s->n = 0; s->n < n; s->n++) s->piece[s->n] = t[s->n]->data, s->count[s->n] = t[s->n]->count;
+    return OK;
+}
+
+static int stack_load(struct stack *s, const struct kern *k, const struct tensor **t, const struct parts *p, size_t in, struct err *e) {
     size_t count = (size_t)p->ones * in;
     bool same = !p->negated;
     for (int i = 0; i < p->n; i++) {
@@ -70,6 +81,7 @@ static int stack_load(struct stack *s, const struct tensor **t, const struct par
         if (tensor_check_finite(t[i], e)) return e->status;
     *s = (struct stack){.type = direct ? storage(t[0]->dtype) : KERN_F32};
     if (direct && p->n == 1 && !p->ones) return s->data = (void *)t[0]->data, OK;
+    if (direct && !p->ones && k->linear_new_pieces) return stack_pieces(s, t, p->n, e);
     size_t size = kern_dtype_size(s->type), at = 0;
     s->owned = true;
     s->data = mem_array(count, size); // zeroed, as the weights of the constant outputs must be
@@ -85,6 +97,7 @@ static int stack_load(struct stack *s, const struct tensor **t, const struct par
 
 static void stack_drop(struct stack *s) {
     if (s->owned) mem_free(s->data);
+    mem_free(s->piece), mem_free(s->count);
     *s = (struct stack){0};
 }
 
@@ -107,10 +120,11 @@ static int own_layer(struct dit *m, struct kern_linear *layer, struct err *e) {
     return OK;
 }
 
-static int make_linear(struct dit *m, struct dit_linear *out, const struct kern_linear_spec *spec, const void *w, const float *b,
+static int make_linear(struct dit *m, struct dit_linear *out, const struct kern_linear_spec *spec, const struct stack *w, const float *b,
                        struct err *e) {
+    struct kern *k = m->k;
     struct kern_linear *layer;
-    int rc = m->k->linear_new(m->k, spec, w, b, &layer);
+    int rc = w->data ? k->linear_new(k, spec, w->data, b, &layer) : k->linear_new_pieces(k, spec, w->piece, w->count, w->n, b, &layer);
     if (rc) return dit_failed(m, rc, e);
     if (own_layer(m, layer, e)) return e->status;
     out->run = layer;
@@ -148,10 +162,10 @@ static int linear_load(struct dit *m, struct dit_linear *out, const struct tenso
         snprintf(name, sizeof name, "%s.bias", p->names[i]);
         if (rc == OK) rc = get(&t[p->n + i], w, name, e);
     }
-    if (rc == OK) rc = stack_load(&weight, t, p, (size_t)spec.in, e);
+    if (rc == OK) rc = stack_load(&weight, m->k, t, p, (size_t)spec.in, e);
     if (rc == OK) rc = bias_load(&b, t + p->n, p, spec.out, e);
     spec.w_store = weight.type;
-    if (rc == OK) rc = make_linear(m, out, &spec, weight.data, b, e);
+    if (rc == OK) rc = make_linear(m, out, &spec, &weight, b, e);
     stack_drop(&weight);
     mem_free(b);
     mem_free(t);

@@ -2,9 +2,10 @@
 /*
  * device: one GPU as a back end: opening it, its memory, its one stream, recorded graphs.
  *
- * All work goes to one stream in the order of the calls, so an op returns as soon as it is queued, and only download, row_norm
- * and large uploads wait. Small uploads and the samplers' tables go through a ring of pinned memory: the host's bytes are copied
- * at once (the caller may reuse them) and the device fetches them in stream order, so a sampling step never waits for the device.
+ * All work goes to one stream in the order of the calls, so an op returns as soon as it is queued, and only download and row_norm
+ * wait. Uploads, weights and the samplers' tables go through a ring of pinned memory: the host's bytes are copied
+ * at once (the caller may reuse them) and the device fetches them in stream order, so a sampling step never waits for the device,
+ * and a large upload is copied in while what went before is still on its way.
  *
  * k->rows hands over all rows as one chunk: a GPU wants the largest products it can get, and rows are independent in every op
  * anyway.
@@ -13,6 +14,7 @@
  * threads may allocate). Kernels and cuBLASLt load their code at first use, which is not legal while recording: run once, then
  * record.
  */
+#include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/train.cuh"
 
 #include <stdarg.h>
@@ -101,17 +103,15 @@ int cuda_stage(struct kern *k, const void *host, size_t bytes, void **dev) {
 
 static int cuda_upload(struct kern *k, void *dst, const void *host, size_t bytes) {
     struct cuda *c = cuda_of(k);
-    size_t at = 0;
     int rc = cuda_not_recorded(k, "upload");
-    if (rc < 0 || !bytes) return rc;
-    if (bytes <= RING_BYTES / 8) {
-        rc = ring_place(k, bytes, &at);
+    for (size_t done = 0, at = 0, n; done < bytes && rc == KERN_OK; done += n) {
+        n = bytes - done < RING_BYTES ? bytes - done : RING_BYTES;
+        rc = ring_place(k, n, &at);
         if (rc < 0) return rc;
-        memcpy(c->pinned + at, host, bytes);
-        return cuda_check(k, cudaMemcpyAsync(dst, c->pinned + at, bytes, cudaMemcpyHostToDevice, c->stream), "upload");
+        memcpy(c->pinned + at, (const char *)host + done, n);
+        rc = cuda_check(k, cudaMemcpyAsync((char *)dst + done, c->pinned + at, n, cudaMemcpyHostToDevice, c->stream), "upload");
     }
-    rc = cuda_check(k, cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, c->stream), "upload");
-    return rc == KERN_OK ? cuda_check(k, cudaStreamSynchronize(c->stream), "upload") : rc;
+    return rc;
 }
 
 static int cuda_download(struct kern *k, void *host, const void *src, size_t bytes) {
@@ -246,6 +246,7 @@ static void fill(struct kern *k) {
     k->rows = cuda_rows;
     k->rows_scratch = cuda_rows_scratch;
     k->linear_new = cuda_linear_new;
+    k->linear_new_pieces = cuda_linear_new_pieces;
     k->linear_free = cuda_linear_free;
     k->linear = cuda_linear;
     k->patchify = cuda_patchify;
@@ -311,6 +312,7 @@ extern "C" __attribute__((visibility("default"))) int sitd_cuda_open(struct kern
     c->fp8_fixed = fp8_fixed;
     k->picture = cfg->act == KERN_F32 ? KERN_F32 : KERN_BF16;
     k->pixels = PIXELS;
+    plan_cache_open(c, &p, cfg->cache);
     snprintf(k->device, sizeof k->device, "%.60s, GPU %d, %.0f GiB", p.name, cfg->device, (double)p.totalGlobalMem / (1 << 30));
     fill(k);
     if (fp8) {

@@ -12,7 +12,7 @@
 
 #define FP8_MOST 448.0f // the largest number of e4m3
 #define WORKSPACE_BYTES ((size_t)32 << 20)
-#define RING_BYTES ((size_t)1 << 20) // of one half of the staging ring
+#define RING_BYTES ((size_t)2 << 20) // of one half of the staging ring
 
 struct plan;
 struct product;
@@ -36,6 +36,8 @@ struct cuda { // k->impl
     size_t at;           // next free byte
     cudaEvent_t half_done[2];
     struct plan *plans; // list, see plan.cu
+    char card[160];     // what a choice of products depends on, see plan_cache.cu
+    char cache[512];    // folder; "": none
     /* training, see train.cuh */
     struct product *products; // list, see product.cu
     void *lt_work;            // their workspace
@@ -58,6 +60,8 @@ int cuda_stage(struct kern *, const void *host, size_t bytes, void **dev);
 
 /* the ops, one file a family */
 int cuda_linear_new(struct kern *, const struct kern_linear_spec *, const void *w, const float *b, struct kern_linear **);
+int cuda_linear_new_pieces(struct kern *, const struct kern_linear_spec *, const void *const *w, const size_t *count, int n, const float *b,
+                           struct kern_linear **);
 void cuda_linear_free(struct kern *, struct kern_linear *);
 int cuda_linear(struct kern *, const struct kern_linear *, void *y, const void *x, int units, void *save_pre);
 int cuda_patchify(struct kern *, float *tok, const float *img, int R, int Cin, int I, int P);

@@ -9,7 +9,7 @@
  *           gives 0.93e-3.)
  *   VECTOR  those with few weights (vector.cu).
  *   PLAIN   everything else (plain.cu): float32 vectors, the patch embedding, shapes that are not multiples of 8.
- * Weights go up in pieces in the type they are stored in and are converted on the device.
+ * Weights go up through the staging ring in the type they are stored in and are converted on the device.
  */
 #include "kernels/cuda/train.cuh"
 
@@ -17,8 +17,6 @@
 
 #define WIDE_WEIGHTS ((size_t)4 << 20) // fewer are VECTOR's
 #define WIDE_LINES 128                 // at once
-
-#define PIECE ((size_t)32 << 20) // bytes of weights on their way at once
 
 enum target { TO_F32, TO_F32_BF16, TO_F32_F16, TO_BF16, TO_F16 }; // TO_F32_BF16: float32 that bfloat16 holds
 
@@ -43,35 +41,46 @@ __global__ static void convert(void *dst, const void *src, size_t n, enum kern_d
         break;
     case TO_F16:
         ((__half *)dst)[i] = __float2half_rn(v);
-        if (!(fabsf(v) < 65504)) *outside = 1;
+        if (outside && !(fabsf(v) < 65504)) *outside = 1;
         break;
     }
 }
 
 static size_t target_size(enum target t) { return t == TO_BF16 || t == TO_F16 ? 2 : 4; }
 
-// A new device array of n elements converted from host memory. *outside: some value does not fit TO_F16
-static int upload_as(struct kern *k, void **out, const void *host, size_t n, enum kern_dtype from, enum target to,
-                     bool *outside) {
-    cudaStream_t s = cuda_of(k)->stream;
-    size_t size = kern_size(from), most = PIECE / size;
-    char *piece = NULL;
-    unsigned *flag = NULL, found = 0;
-    int rc = cuda_check(k, cudaMalloc(out, n * target_size(to)), "weights");
-    if (rc == KERN_OK)
-        rc = cuda_check(k, cudaMalloc((void **)&piece, (n < most ? n : most) * size + 256), "weights on their way");
-    if (rc == KERN_OK) flag = (unsigned *)(piece + KERN_ROUND_UP((n < most ? n : most) * size, (size_t)4));
-    if (rc == KERN_OK) rc = cuda_check(k, cudaMemsetAsync(flag, 0, 4, s), "weights");
-    for (size_t at = 0; at < n && rc == KERN_OK; at += most) {
-        size_t m = n - at < most ? n - at : most;
-        rc =
-            cuda_check(k, cudaMemcpyAsync(piece, (const char *)host + at * size, m * size, cudaMemcpyHostToDevice, s), "weights");
-        convert<<<(unsigned)((m + 255) / 256), 256, 0, s>>>((char *)*out + at * target_size(to), piece, m, from, to, flag);
-        if (rc == KERN_OK) rc = cuda_launched(k, "converting weights");
+struct host_array { // elements of one type in n pieces, one behind the other
+    const void *const *piece;
+    const size_t *count;
+    int n;
+    enum kern_dtype type;
+};
+
+// One piece, through the staging ring in the type that it has, to out[at...]
+static int send(struct kern *k, void *out, const void *host, size_t count, enum kern_dtype from, enum target to, unsigned *outside) {
+    size_t size = kern_size(from), most = RING_BYTES / size;
+    int rc = KERN_OK;
+    for (size_t at = 0, m; at < count && rc == KERN_OK; at += m) {
+        void *staged;
+        m = count - at < most ? count - at : most;
+        rc = cuda_stage(k, (const char *)host + at * size, m * size, &staged);
+        if (rc < 0) break;
+        convert<<<(unsigned)((m + 255) / 256), 256, 0, cuda_of(k)->stream>>>((char *)out + at * target_size(to), staged, m, from, to, outside);
+        rc = cuda_launched(k, "converting weights");
     }
-    if (rc == KERN_OK) rc = cuda_check(k, cudaMemcpyAsync(&found, flag, 4, cudaMemcpyDeviceToHost, s), "weights");
-    if (rc == KERN_OK) rc = cuda_check(k, cudaStreamSynchronize(s), "weights");
-    if (piece) cudaFree(piece);
+    return rc;
+}
+
+// A new device array converted from host memory; complete in stream order. *outside: some value does not fit TO_F16
+static int upload_as(struct kern *k, void **out, const struct host_array *from, enum target to, bool *outside) {
+    size_t n = 0, at = 0;
+    unsigned *flag = NULL, found = 0;
+    for (int i = 0; i < from->n; i++) n += from->count[i];
+    int rc = cuda_check(k, cudaMalloc(out, n * target_size(to)), "weights");
+    if (rc == KERN_OK && outside) rc = k->alloc(k, sizeof *flag, (void **)&flag);
+    for (int i = 0; i < from->n && rc == KERN_OK; at += from->count[i++])
+        rc = send(k, (char *)*out + at * target_size(to), from->piece[i], from->count[i], from->type, to, flag);
+    if (rc == KERN_OK && outside) rc = k->download(k, &found, flag, sizeof found);
+    if (flag) k->free(k, flag);
     if (rc < 0 && *out) cudaFree(*out), *out = NULL;
     if (outside) *outside = found != 0;
     return rc;
@@ -119,22 +128,24 @@ static struct plan_key key_of(const struct kern *k, const struct kern_linear_spe
     return key;
 }
 
-static int upload_parts(struct kern *k, struct cuda_linear *l, const void *w, const float *b) {
+static int upload_parts(struct kern *k, struct cuda_linear *l, const struct host_array *w, const float *b) {
     const struct kern_linear_spec *s = &l->spec;
-    size_t N = (size_t)s->out, count = N * (size_t)s->in;
+    const size_t N = (size_t)s->out;
+    const void *const bias_piece = b;
+    const struct host_array bias = {.piece = &bias_piece, .count = &N, .n = 1, .type = KERN_F32};
     bool outside = false, bf16 = k->act == KERN_BF16, bias16 = l->way == LT && k->act != KERN_F32 && !s->y_f32,
          vectors = l->way == WIDE || l->way == VECTOR;
     enum target act = bf16 ? TO_BF16 : k->act == KERN_F16 ? TO_F16 : TO_F32;
     enum target to = vectors ? TO_F16 : l->way != PLAIN ? act : linear_exact(k, s) ? TO_F32 : bf16 ? TO_F32_BF16 : TO_F32_F16;
-    int rc = upload_as(k, &l->w, w, count, s->w_store, is_fp8(k, s) ? TO_F32 : to, vectors ? &outside : NULL);
+    int rc = upload_as(k, &l->w, w, is_fp8(k, s) ? TO_F32 : to, vectors ? &outside : NULL);
     if (rc == KERN_OK && is_fp8(k, s)) rc = fp8_weights(k, l);
     if (rc == KERN_OK && outside) { // a weight beyond float16: slower, but right
         cudaFree(l->w);
         l->w = NULL;
         l->way = PLAIN;
-        rc = upload_as(k, &l->w, w, count, s->w_store, TO_F32, NULL);
+        rc = upload_as(k, &l->w, w, TO_F32, NULL);
     }
-    if (rc == KERN_OK && b) return upload_as(k, &l->bias, b, N, KERN_F32, bias16 ? act : TO_F32, NULL);
+    if (rc == KERN_OK && b) return upload_as(k, &l->bias, &bias, bias16 ? act : TO_F32, NULL);
     if (rc == KERN_OK) rc = cuda_check(k, cudaMalloc(&l->bias, N * 4), "a bias");
     return rc == KERN_OK ? cuda_check(k, cudaMemsetAsync(l->bias, 0, N * 4, cuda_of(k)->stream), "a bias") : rc;
 }
@@ -147,6 +158,13 @@ int linear_ready(struct kern *k, struct cuda_linear *l) {
 }
 
 int cuda_linear_new(struct kern *k, const struct kern_linear_spec *s, const void *w, const float *b, struct kern_linear **out) {
+    const size_t count = (size_t)s->out * (size_t)s->in;
+    return cuda_linear_new_pieces(k, s, &w, &count, 1, b, out);
+}
+
+int cuda_linear_new_pieces(struct kern *k, const struct kern_linear_spec *s, const void *const *w, const size_t *count, int n, const float *b,
+                           struct kern_linear **out) {
+    const struct host_array weights = {.piece = w, .count = count, .n = n, .type = s->w_store};
     *out = NULL;
     int rc = cuda_of(k)->host->check_linear(k, s);
     if (rc == KERN_OK) rc = cuda_not_recorded(k, "linear_new");
@@ -157,7 +175,7 @@ int cuda_linear_new(struct kern *k, const struct kern_linear_spec *s, const void
     if (!l) return cuda_fail(k, KERN_ENOMEM, "out of memory for a linear layer of %d x %d", s->out, s->in);
     l->spec = *s;
     l->way = linear_way(k, s);
-    rc = upload_parts(k, l, w, b);
+    rc = upload_parts(k, l, &weights, b);
     if (rc == KERN_OK) rc = linear_ready(k, l);
     if (rc < 0) return cuda_linear_free(k, (struct kern_linear *)l), rc;
     *out = (struct kern_linear *)l;

@@ -33,6 +33,11 @@ struct plan_key {
 struct plan_scales {        // of KERN_F8, device memory: y = (w*scale)(x*scale), y's inverse scale where y is KERN_F8
     const float *w, *x, *y; // [N] and [lines], or one each
 };
+#define PLAN_LEVELS 16
+struct plan_level { // up to so many lines (but for the last: from the level before on)
+    long lines;
+    cublasLtMatmulAlgo_t algo;
+};
 // Finds or makes the plan; w is a weight matrix of that shape to try the candidates with. Allocates and waits for the device.
 int plan_get(struct kern *, struct plan **, const struct plan_key *, const void *w);
 // bias: y's type, bfloat16 where y is KERN_F8. scales: NULL but where x and w are KERN_F8
@@ -51,6 +56,13 @@ int fp8_weights(struct kern *, struct cuda_linear *);
 // y [lines, N] in e4m3 with a scale a line (behind it) = gelu(pre), pre in bfloat16
 int fp8_gelu(struct kern *, void *y, const void *pre, long lines, int N);
 int fp8_observe(struct kern *, struct fixed_scale *, const void *x, size_t n); // widens the scale to what is in x
+
+/* plan_cache.cu: what was chosen before. Thread: any */
+enum plan_memory { PLAN_UNKNOWN, PLAN_REMEMBERED, PLAN_TRIED }; // REMEMBERED: by another process; it must be tried before it is used
+void plan_cache_open(struct cuda *, const struct cudaDeviceProp *, const char *folder);
+// Fills in level[].algo. n levels of the same lines as when it was kept
+enum plan_memory plan_cache_find(struct kern *, const struct plan_key *, int n, struct plan_level *);
+void plan_cache_keep(struct kern *, const struct plan_key *, int n, const struct plan_level *); // writes the folder's file if this is news
 
 /* vector.cu: few lines against few weights. lines: a multiple of KERN_VEC; K of 8 */
 int vector_linear(struct kern *, float *y, const float *x, const __half *w, const float *bias, int N, int K, int lines,

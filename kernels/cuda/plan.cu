@@ -12,6 +12,7 @@
  * the fastest of them are run on the first and on the last lines of those factors. Only candidates whose output equals the
  * reference bits everywhere are admitted; of them the fastest is kept. A product of any number of lines takes the algorithm of
  * the next size up. Layers of one shape share a plan. If there is no memory for trying, the reference algorithm serves all sizes.
+ * What was chosen is remembered (plan_cache.cu): a second version of a model tries nothing, and another process only makes sure of the bits.
  *
  * Where any bits will do (kern_config.any_bits), split-K is a candidate too and bits are not compared.
  *
@@ -25,7 +26,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LEVELS 16
 #define MOST_LINES 16384
 #define MOST_BYTES ((size_t)256 << 20) // of one product's output
 #define CANDIDATES 256
@@ -39,10 +39,7 @@ struct plan {
     struct plan *next;
     struct plan_key key;
     int levels;
-    struct {
-        long lines;
-        cublasLtMatmulAlgo_t algo;
-    } level[LEVELS]; // ascending
+    struct plan_level level[PLAN_LEVELS]; // ascending
 };
 
 void plans_free(struct cuda *c) {
@@ -334,6 +331,29 @@ static void choose_level(struct kern *k, struct plan *plan, int level, struct tr
     }
 }
 
+// What another process found is believed where it is one of the candidates here too and gives the reference bits.
+static bool confirm(struct kern *k, struct plan *plan, int level, struct trial *t, const struct pool *pool, const cublasLtMatmulAlgo_t *algo) {
+    struct product p;
+    long lines = plan->level[level].lines;
+    int i = 0;
+    while (i < pool->n && memcmp(&pool->algo[i], algo, sizeof *algo) != 0) i++;
+    if (i == pool->n || describe(k, &p, &plan->key, t->bias, lines) < 0) return false;
+    set_trial_scales(&p, t, &plan->key, 0);
+    if (cuda_of(k)->workspace ? time_one(k, t, &plan->key, &p, lines, 1, 1, algo) >= 1e30f : !same_bits(k, t, &plan->key, &p, t->w, lines, algo))
+        return false;
+    plan->level[level].algo = *algo;
+    return true;
+}
+
+static void choose_levels(struct kern *k, struct plan *plan, struct trial *t, const struct pool *pool) {
+    struct plan_level known[PLAN_LEVELS];
+    memcpy(known, plan->level, sizeof known);
+    bool remembered = plan_cache_find(k, &plan->key, plan->levels, known) != PLAN_UNKNOWN;
+    for (int i = 0; i < plan->levels; i++)
+        if (!remembered || !confirm(k, plan, i, t, pool, &known[i].algo)) choose_level(k, plan, i, t, pool);
+    plan_cache_keep(k, &plan->key, plan->levels, plan->level);
+}
+
 static int choose(struct kern *k, struct plan *plan, const void *w) {
     struct pool pool = {0};
     struct trial t;
@@ -349,7 +369,7 @@ static int choose(struct kern *k, struct plan *plan, const void *w) {
     if (trial_begin(k, &t, &plan->key, w, most) && describe(k, &p, &plan->key, t.bias, most) == KERN_OK &&
         set_trial_scales(&p, &t, &plan->key, 0) &&
         multiply(k, &p, t.want, t.x, w, &pool.algo[0]) == CUBLAS_STATUS_SUCCESS)
-        for (int i = 0; i < plan->levels; i++) choose_level(k, plan, i, &t, &pool);
+        choose_levels(k, plan, &t, &pool);
     int rc = cuda_check(k, cudaStreamSynchronize(cuda_of(k)->stream), "trying out products");
     trial_end(&t);
     return rc;
@@ -367,8 +387,8 @@ int plan_get(struct kern *k, struct plan **out, const struct plan_key *key, cons
     p->key = *key;
     long lines = key->unit;
     do p->level[p->levels++].lines = lines;
-    while (p->levels < LEVELS && (lines *= 2) <= MOST_LINES && (size_t)lines * key->N * kern_size(key->yt) <= MOST_BYTES);
-    rc = choose(k, p, w);
+    while (p->levels < PLAN_LEVELS && (lines *= 2) <= MOST_LINES && (size_t)lines * key->N * kern_size(key->yt) <= MOST_BYTES);
+    rc = plan_cache_find(k, key, p->levels, p->level) == PLAN_TRIED ? KERN_OK : choose(k, p, w);
     if (rc < 0) return free(p), rc;
     p->next = c->plans;
     c->plans = p;

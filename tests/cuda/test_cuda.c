@@ -295,7 +295,7 @@ TEST(cuda_numbers_beyond_float16_are_counted) {
 
 TEST(cuda_uploads_arrive_in_order_when_the_ring_turns) {
     struct kern *k = open_kern("cuda", KERN_F32);
-    enum { N = 20000, TIMES = 200 }; // 16 MB through a ring of 2
+    enum { N = 20000, TIMES = 200 }; // 16 MB through a ring of 4
     void *p;
     float *host = malloc(N * 4), *got = malloc(N * 4);
     CHECK(k->alloc(k, (size_t)TIMES * N * 4, &p) == 0);
@@ -309,9 +309,41 @@ TEST(cuda_uploads_arrive_in_order_when_the_ring_turns) {
         CHECK(k->download(k, got, (float *)p + (size_t)t * N, N * 4) == 0);
         for (int i = 0; i < N; i++) CHECK(got[i] == (float)(t * N + i));
     }
+    float *all = malloc((size_t)TIMES * N * 4), *back = malloc((size_t)TIMES * N * 4); // and in one call, with an odd number of bytes
+    for (int i = 0; i < TIMES * N; i++) all[i] = (float)(i ^ 5);
+    CHECK(k->upload(k, p, all, (size_t)TIMES * N * 4 - 3) == 0 && k->download(k, back, p, (size_t)TIMES * N * 4) == 0);
+    CHECK(memcmp(all, back, (size_t)TIMES * N * 4 - 3) == 0);
     k->free(k, p);
-    free(host);
-    free(got);
+    free(host), free(got), free(all), free(back);
+    kern_close(k);
+}
+
+// Weights in pieces, some larger than the ring's half, make the layer that they make as one.
+TEST(cuda_linear_of_pieces_is_that_of_the_whole) {
+    enum { IN = 1152, UNIT = 8 };
+    static const int out[] = {1, 1000, 7, 600};
+    const int total = 1608;
+    struct kern *k = open_kern("cuda", KERN_BF16);
+    float *w = malloc((size_t)total * IN * 4), *x = malloc(UNIT * IN * 4), *b = malloc((size_t)total * 4);
+    float *y[2] = {malloc((size_t)UNIT * total * 4), malloc((size_t)UNIT * total * 4)};
+    const void *piece[4];
+    size_t count[4], at = 0;
+    void *dx, *dy;
+    for (int i = 0; i < total * IN; i++) w[i] = (float)(int32_t)((uint32_t)i * 2654435761u) * 0x1p-34f;
+    for (int i = 0; i < UNIT * IN; i++) x[i] = (float)(i % 37 - 18) / 16;
+    for (int i = 0; i < total; i++) b[i] = (float)i;
+    for (int i = 0; i < 4; at += count[i++]) piece[i] = w + at, count[i] = (size_t)out[i] * IN;
+    CHECK(k->alloc(k, UNIT * IN * 4, &dx) == 0 && k->alloc(k, (size_t)UNIT * total * 4, &dy) == 0 && k->upload(k, dx, x, UNIT * IN * 4) == 0);
+    struct kern_linear_spec s = {.out = total, .in = IN, .unit = UNIT, .x_f32 = true, .y_f32 = true};
+    for (int i = 0; i < 2; i++) {
+        struct kern_linear *l;
+        CHECK((i ? k->linear_new_pieces(k, &s, piece, count, 4, b, &l) : k->linear_new(k, &s, w, b, &l)) == 0);
+        CHECK(k->linear(k, l, dy, dx, 1, NULL) == 0 && k->download(k, y[i], dy, (size_t)UNIT * total * 4) == 0);
+        k->linear_free(k, l);
+    }
+    CHECK(memcmp(y[0], y[1], (size_t)UNIT * total * 4) == 0 && y[0][total - 1] != 0);
+    k->free(k, dx), k->free(k, dy);
+    free(w), free(x), free(b), free(y[0]), free(y[1]);
     kern_close(k);
 }
 
