@@ -213,6 +213,9 @@ struct kern {
     void (*free)(struct kern *, void *);
     int (*upload)(struct kern *, void *dst, const void *host, size_t bytes);   // complete on return
     int (*download)(struct kern *, void *host, const void *src, size_t bytes); // complete on return, all earlier work done
+    // NULL where an op is complete on return. Else waits for all that was queued before the last call of pace: called once a step, it keeps
+    // its caller at most one step ahead of the device, which never waits for the next one.
+    int (*pace)(struct kern *);
 
     /*
      * rows: runs fn over the rows [0, n) cut into chunks [r0, r0+n'), each on a lane (perhaps several at once on pool threads). fn's

@@ -2,6 +2,7 @@
 /* sitd serve: the daemon. Options, log, listener; then the loop has it. */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -71,6 +72,16 @@ static int reserve_descriptors(const struct config *c, struct err *e) {
                      (long long)c->max_connections, (unsigned long long)files.rlim_max, OTHER_FILES);
 }
 
+// PNG and base64 only. Half the processors, so that the compute threads lose little, but 2 to 8: a batch of pictures is finished at once, and
+// of a burst of requests the last batch's encoding is waited for.
+static void size_pool(void) {
+    char text[16];
+    cpu_set_t set;
+    int n = sched_getaffinity(0, sizeof set, &set) ? 4 : CPU_COUNT(&set);
+    snprintf(text, sizeof text, "%d", n < 4 ? 2 : n > 16 ? 8 : n / 2);
+    setenv("UV_THREADPOOL_SIZE", text, 0);
+}
+
 int cmd_serve(int argc, char **argv) {
     static struct config config;
     static struct server server;
@@ -87,7 +98,7 @@ int cmd_serve(int argc, char **argv) {
     if (config.check_config || config.print_config) return 0;
     if (open_log(&config, &e) || listen_open(&listener, config.listen, &e)) return complain(&e, status_exit_code(e.status));
     signal(SIGPIPE, SIG_IGN);
-    setenv("UV_THREADPOOL_SIZE", "2", 0); // PNG and base64 only; more threads would take from the compute threads
+    size_pool();
     assets_init();
     int code = server_run(&server, &config, &listener, &e);
     if (e.status) complain(&e, code);

@@ -319,14 +319,23 @@ static struct served *version_on(const struct device *d, const struct facts *f) 
     return s;
 }
 
+#define ALIKE 1.25 // devices whose rows take times within this factor count as equally fast
+
+// Would d be done before the best so far? A row's time is an average over batches of any size, and before the first batch a guess: between
+// devices of one kind the differences are noise, which would give one of them more of a burst of requests for good.
+static bool done_before(const struct device *d, const struct device *best) {
+    double a = d->published.row_ms, b = best->published.row_ms, rows = (double)rows_left(d), best_rows = (double)rows_left(best);
+    bool measured = d->published.batches && best->published.batches;
+    if (measured && (a > ALIKE * b || b > ALIKE * a)) rows *= a, best_rows *= b;
+    return rows < best_rows;
+}
+
 struct served *engine_place(struct engine *g, const struct facts *f) {
     struct served *best = NULL;
-    double least = 0;
     for (int i = 0; i < g->n_devices && g->stop < STOP_CANCEL; i++) {
         const struct device *d = &g->devices[i];
         struct served *s = d->published.device_ok ? version_on(d, f) : NULL;
-        double ms = (double)rows_left(d) * d->published.row_ms;
-        if (s && (!best || ms < least)) best = s, least = ms;
+        if (s && (!best || done_before(d, best->device))) best = s;
     }
     return best;
 }

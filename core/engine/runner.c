@@ -221,7 +221,9 @@ int runner_step(struct runner *r, struct runner_slot **slots, int n, int *rows, 
     int rc = r->k->gather(r->k, dit_x(r->dit), r->cols, r->numel, r->gather, used);
     if (rc) return kern_failed(r, rc, e);
     rc = dit_forward(r->dit, used, r->t, r->y, e);
-    return rc == OK ? move(r, slots, n, r->row_c, r->row_u, e) : rc;
+    if (rc == OK) rc = move(r, slots, n, r->row_c, r->row_u, e);
+    if (rc == OK && r->k->pace && (rc = r->k->pace(r->k)) != 0) rc = kern_failed(r, rc, e);
+    return rc;
 }
 
 int runner_read(struct runner *r, int slot, float *x, struct err *e) {

@@ -162,8 +162,8 @@ static int canary(struct served *s, struct err *e) {
         rc = err_set(e, slot.err.status ? slot.err.status : E_INTERNAL, "the trial evaluation was not made: %s", slot.err.text);
     int64_t start = engine_now_us();
     if (!rc) rc = runner_step(s->runner, &one, 1, &rows, e);
+    if (!rc) rc = runner_read(s->runner, 0, s->pixels, e); // a device is done only now
     s->row_ms = (double)(engine_now_us() - start) / 1000 / rows;
-    if (!rc) rc = runner_read(s->runner, 0, s->pixels, e);
     size_t numel = runner_numel(s->runner);
     for (size_t i = 0; !rc && i < numel; i++)
         if (!isfinite(s->pixels[i]))

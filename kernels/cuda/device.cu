@@ -122,6 +122,13 @@ static int cuda_download(struct kern *k, void *host, const void *src, size_t byt
     return rc == KERN_OK ? cuda_check(k, cudaStreamSynchronize(c->stream), "waiting for the GPU") : rc;
 }
 
+static int cuda_pace(struct kern *k) {
+    struct cuda *c = cuda_of(k);
+    int rc = cuda_check(k, cudaEventRecord(c->step_done[c->steps % 2], c->stream), "a step");
+    c->steps++;
+    return rc == KERN_OK && c->steps > 1 ? cuda_check(k, cudaEventSynchronize(c->step_done[c->steps % 2]), "waiting for the GPU") : rc;
+}
+
 static int cuda_copy(struct kern *k, void *dst, const void *src, size_t bytes) {
     return cuda_check(k, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_of(k)->stream), "copy");
 }
@@ -182,8 +189,10 @@ static void cuda_close(struct kern *k) {
     products_free(c);
     cuda_scratch_free(c);
     if (c->lt) cublasLtDestroy(c->lt);
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 2; i++) {
         if (c->half_done[i]) cudaEventDestroy(c->half_done[i]);
+        if (c->step_done[i]) cudaEventDestroy(c->step_done[i]);
+    }
     if (c->pinned) cudaFreeHost(c->pinned);
     if (c->overflows) cudaFree(c->overflows);
     if (c->told) cudaFreeHost(c->told);
@@ -219,8 +228,11 @@ static int open_parts(struct kern *k, struct cuda *c) {
     int rc = cuda_check(k, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "a stream");
     if (rc == KERN_OK) rc = cuda_check(k, cudaMallocHost((void **)&c->pinned, 2 * RING_BYTES), "pinned memory");
     if (rc == KERN_OK) rc = cuda_check(k, cudaMalloc((void **)&c->twin, 2 * RING_BYTES), "staging memory");
-    for (int i = 0; i < 2 && rc == KERN_OK; i++)
+    for (int i = 0; i < 2 && rc == KERN_OK; i++) {
         rc = cuda_check(k, cudaEventCreateWithFlags(&c->half_done[i], cudaEventDisableTiming), "an event");
+        if (rc == KERN_OK) // who waits for steps, waits long: asleep
+            rc = cuda_check(k, cudaEventCreateWithFlags(&c->step_done[i], cudaEventDisableTiming | cudaEventBlockingSync), "an event");
+    }
     if (rc == KERN_OK && cublasLtCreate(&c->lt) != CUBLAS_STATUS_SUCCESS)
         rc = cuda_fail(k, KERN_EDEVICE, "cuBLASLt does not start on this GPU");
     return rc;
@@ -242,6 +254,7 @@ static void fill(struct kern *k) {
     k->free = cuda_free;
     k->upload = cuda_upload;
     k->download = cuda_download;
+    k->pace = cuda_pace;
     k->copy = cuda_copy;
     k->rows = cuda_rows;
     k->rows_scratch = cuda_rows_scratch;

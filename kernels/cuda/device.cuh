@@ -35,6 +35,8 @@ struct cuda { // k->impl
     char *pinned, *twin; // [2*RING_BYTES] host and device
     size_t at;           // next free byte
     cudaEvent_t half_done[2];
+    cudaEvent_t step_done[2]; // of cuda_pace
+    unsigned steps;
     struct plan *plans; // list, see plan.cu
     char card[160];     // what a choice of products depends on, see plan_cache.cu
     char cache[512];    // folder; "": none

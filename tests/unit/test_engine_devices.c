@@ -64,6 +64,25 @@ TEST(devices_share_the_work_and_make_the_same_bytes) {
     for (int i = 0; i < JOBS; i++) fixture_same(&alone[i], &shared[i], alone[i].images);
 }
 
+// A burst falls evenly on devices of one kind, whatever their trial evaluations took.
+TEST(devices_alike_share_a_burst_evenly) {
+    struct heard h;
+    fixture_model(&(struct tiny){.name = "a"});
+    struct engine *g = open_devices(&h, both, 2);
+    struct engine_job job = fixture_job("a", 1, some, SAMPLER_ODE, METHOD_EULER, 10000);
+    uint64_t id[12];
+    pthread_mutex_lock(&g->lock);
+    g->devices[0].published.row_ms *= 5; // as a cold first touch may
+    pthread_mutex_unlock(&g->lock);
+    for (int i = 0; i < 12; i++) id[i] = fixture_submit(g, &job);
+    pthread_mutex_lock(&g->lock);
+    for (int i = 0; i < 2; i++) CHECK(g->devices[i].served->published.jobs + g->devices[i].served->pending.jobs == 6);
+    pthread_mutex_unlock(&g->lock);
+    for (int i = 0; i < 12; i++) engine_cancel(g, id[i]);
+    for (int i = 0; i < 12; i++) CHECK(hear_end(&h, id[i])->end.kind == EV_CANCELLED);
+    close_all(g, &h);
+}
+
 // Whichever evaluation it is that fails: everything is made, once, with the same bytes
 TEST_LIMIT(devices_one_fails_and_another_makes_what_is_missing, 120) {
     static struct heard_job alone[JOBS], moved[JOBS];
