@@ -88,6 +88,9 @@ $(OUT)/bench-vae: $(OUT)/tests/bench/bench_vae.o $(OUT)/libsitd.a
 	@echo "  LINK  $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
+$(OUT)/make-model: $(OUT)/tests/bench/make_model.o $(OUT)/libsitd.a
+	@echo "  LINK  $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(OUT)/bench-train: $(OUT)/tests/bench/bench_train.o $(OUT)/libsitd.a
 	@echo "  LINK  $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
