@@ -2,12 +2,12 @@
 /*
  * sitd encode: pictures to latents, once, so that training and evaluation need no VAE.
  *
- * One folder a class, classes in the order of their names (bytes compared, as Python's sorted and torchvision's ImageFolder do) and PNGs in the
+ * One folder a class, classes in the order of their names (bytes compared, as Python's sorted and torchvision's ImageFolder do) and PNGs and JPEGs in the
  * order of theirs within a class, become safetensors files with
  *   mean, logvar [n, latent channels, h, w] (float32)   the posterior: z = mean + exp(logvar/2)*noise, latent = z*scale
  *   label [n] (int64)                                   the class's place
  * and the classes' names, sizes, scale and the VAE's path in __metadata__. A shard is held in memory until it is written whole; files appear under
- * their names when they are complete. Pictures must have one size: scaling them is a choice that belongs to whoever makes the data set.
+ * their names when they are complete. Pictures have one size, or --size cuts a square out of each as ADM, DiT and SiT do.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -22,18 +22,18 @@
 
 #include "core/base/mem.h"
 #include "core/io/file.h"
-#include "core/io/png.h"
+#include "core/io/picture.h"
+#include "core/io/resize.h"
 #include "core/io/safetensors.h"
 #include "core/model/vae.h"
 #include "server/cmd.h"
 
-#define MAX_PNG ((size_t)256 << 20)
-
 static const char help[] =
     "usage: sitd encode --vae PATH --images DIR --out FILE.safetensors [options]\n\n"
-    "Encodes a folder of PNGs by class (DIR/CLASS/*.png, all of one size) to latents: mean and logvar of the posterior, and labels.\n\n"
+    "Encodes a folder of PNGs and JPEGs by class (DIR/CLASS/*.png, *.jpg, *.jpeg) to latents: mean and logvar of the posterior, and labels.\n\n"
     "  --vae PATH         an AutoencoderKL: a diffusers folder, .safetensors, .pt, .bin or .ckpt\n"
     "  --images DIR       one folder a class, in the order of their names\n"
+    "  --size N           cut each to N x N as ADM, DiT and SiT do (default: all are of one size, and stay so)\n"
     "  --out FILE         where to write; with more than one shard FILE-00001-of-00004.safetensors and so on\n"
     "  --flip             every picture twice, the second mirrored left and right: latents cannot be mirrored when training reads them\n"
     "  --shard N          pictures a file (default 10000)\n"
@@ -43,7 +43,7 @@ static const char help[] =
 
 struct options {
     const char *vae, *images, *out;
-    int shard;
+    int shard, size; // size 0: the pictures' own
     bool flip;
     struct kern_config kern;
 };
@@ -70,11 +70,6 @@ static int usage(const char *what, const char *value) {
 
 static int visible(const struct dirent *d) { return d->d_name[0] != '.'; }
 static int by_bytes(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
-
-static bool is_png(const char *name) {
-    size_t n = strlen(name);
-    return n > 4 && (strcmp(name + n - 4, ".png") == 0 || strcmp(name + n - 4, ".PNG") == 0);
-}
 
 static int add_picture(struct set *s, const char *folder, const char *name, bool mirrored, struct err *e) {
     if (s->n == s->room) {
@@ -103,7 +98,7 @@ static int add_class(struct set *s, const char *folder, const char *name, bool f
     struct dirent **names = NULL;
     int n = 0, rc = list(folder, &names, &n, e);
     for (int i = 0; i < n; i++)
-        for (int side = 0; rc == OK && side <= flip && is_png(names[i]->d_name); side++)
+        for (int side = 0; rc == OK && side <= flip && picture_named(names[i]->d_name); side++)
             rc = add_picture(s, folder, names[i]->d_name, side, e);
     if (n >= 0) drop_list(names, n);
     char **grown = rc == OK ? mem_resize(s->classes, (size_t)s->n_classes + 1, sizeof *grown) : NULL;
@@ -125,7 +120,7 @@ static int find_pictures(struct set *s, const char *dir, bool flip, struct err *
         mem_free(path);
     }
     if (n >= 0) drop_list(names, n);
-    if (rc == OK && s->n == 0) rc = err_set(e, E_NOTFOUND, "%s: no DIR/CLASS/*.png is in it", dir);
+    if (rc == OK && s->n == 0) rc = err_set(e, E_NOTFOUND, "%s: no CLASS/*.png, *.jpg or *.jpeg is in it", dir);
     return rc;
 }
 
@@ -138,17 +133,6 @@ static void set_free(struct set *s) {
 
 /* ---- one picture ---- */
 
-static int read_png(uint8_t **pixels, int *w, int *h, int *channels, const char *path, struct err *e) {
-    void *bytes;
-    size_t n;
-    int rc = file_read(&bytes, &n, path, MAX_PNG, e);
-    if (rc != OK) return rc;
-    rc = png_decode(pixels, w, h, channels, bytes, n, NULL, NULL, e);
-    mem_free(bytes);
-    if (rc != OK) err_prefix(e, "%s", path);
-    return rc;
-}
-
 struct work {
     const struct options *o;
     struct set set;
@@ -160,15 +144,28 @@ struct work {
     size_t latent;     // floats of a mean
 };
 
+// As it is encoded
+static int read_picture(const struct options *o, uint8_t **pixels, int *w, int *h, int *channels, const char *path, struct err *e) {
+    int rc = picture_read(pixels, w, h, channels, path, e);
+    if (rc != OK || !o->size) return rc;
+    uint8_t *square = mem_array((size_t)o->size * (size_t)o->size, (size_t)*channels);
+    rc = square ? resize_center_crop(square, o->size, *pixels, *w, *h, *channels, e) : err_set(e, E_NOMEM, "no memory to cut it");
+    mem_free(*pixels);
+    *pixels = square, *w = *h = o->size;
+    if (rc == OK) return OK;
+    mem_free(square);
+    return err_prefix(e, "%s", path);
+}
+
 // Planes in -1..1, as torchvision's ToTensor and Normalize(0.5, 0.5) give; grey becomes as many equal planes as the VAE takes.
 static int load_planes(const struct work *w, const struct picture *p, struct err *e) {
     const char *path = p->path;
     int width, height, channels, want = w->file.arch.image_channels;
     uint8_t *pixels;
-    int rc = read_png(&pixels, &width, &height, &channels, path, e);
+    int rc = read_picture(w->o, &pixels, &width, &height, &channels, path, e);
     if (rc != OK) return rc;
     if (width != w->width || height != w->height)
-        rc = err_set(e, E_CONFLICT, "%s is %d x %d pixels, the first picture %d x %d: all must have one size", path, width, height, w->width, w->height);
+        rc = err_set(e, E_CONFLICT, "%s is %d x %d pixels, the first picture %d x %d: all must have one size, or --size cuts them", path, width, height, w->width, w->height);
     else if (channels != 1 && channels != want)
         rc = err_set(e, E_CONFLICT, "%s has %d channels, the VAE takes %d", path, channels, want);
     size_t plane = (size_t)width * (size_t)height;
@@ -186,7 +183,7 @@ static int open_vae(struct work *w, struct err *e) {
     int channels, factor;
     uint8_t *pixels;
     char why[256];
-    int rc = read_png(&pixels, &w->width, &w->height, &channels, w->set.pictures[0].path, e);
+    int rc = read_picture(w->o, &pixels, &w->width, &w->height, &channels, w->set.pictures[0].path, e);
     if (rc != OK) return rc;
     mem_free(pixels);
     rc = vae_file_open(&w->file, w->o->vae, NULL, e);
@@ -305,7 +302,7 @@ static bool number(int *out, const char *text) {
 
 // 0, or the exit status + 1
 static int parse(struct options *o, int argc, char **argv) {
-    static const struct option longs[] = {{"vae", 1, 0, 'v'},     {"images", 1, 0, 'i'},  {"out", 1, 0, 'o'},  {"shard", 1, 0, 's'}, {"flip", 0, 0, 'f'},
+    static const struct option longs[] = {{"vae", 1, 0, 'v'},     {"images", 1, 0, 'i'},  {"out", 1, 0, 'o'},  {"shard", 1, 0, 's'}, {"size", 1, 0, 'z'}, {"flip", 0, 0, 'f'},
                                           {"threads", 1, 0, 't'}, {"backend", 1, 0, 'b'}, {"help", 0, 0, 'h'}, {0}};
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) switch (c) {
         case 'v': o->vae = optarg; break;
@@ -316,6 +313,9 @@ static int parse(struct options *o, int argc, char **argv) {
             break;
         case 't':
             if (!number(&o->kern.threads, optarg) || o->kern.threads > 4096) return 1 + usage("--threads wants 1..4096, not ", optarg);
+            break;
+        case 'z':
+            if (!number(&o->size, optarg) || o->size > 8192) return 1 + usage("--size wants 1..8192, not ", optarg);
             break;
         case 'f': o->flip = true; break;
         case 'b': o->kern.backend = optarg; break;

@@ -5,13 +5,9 @@
 #include <sys/stat.h>
 
 #include "core/base/mem.h"
-#include "core/io/file.h"
-#include "core/io/jpeg.h"
-#include "core/io/png.h"
+#include "core/io/picture.h"
 #include "core/io/resize.h"
 #include "core/train/data_int.h"
-
-#define MAX_BYTES ((size_t)256 << 20)
 
 struct set {
     struct data_names *of; // [classes] files
@@ -28,19 +24,6 @@ static void set_close(void *ctx) {
     mem_free(s);
 }
 
-static int decode(uint8_t **pixels, int *w, int *h, int *channels, const char *path, struct err *e) {
-    void *bytes;
-    size_t n;
-    int rc = file_read(&bytes, &n, path, MAX_BYTES, e);
-    if (rc != OK) return rc;
-    bool jpeg =
-        n > 2 && memcmp(bytes, "\xff\xd8", 2) == 0; // what it is, not what it is called: ImageNet holds a PNG called .JPEG
-    rc = jpeg ? jpeg_decode(pixels, w, h, channels, bytes, n, e) : png_decode(pixels, w, h, channels, bytes, n, NULL, NULL, e);
-    mem_free(bytes);
-    if (rc != OK) err_prefix(e, "%s", path);
-    return rc;
-}
-
 static int read_one(const struct data *d, int64_t index, uint64_t draw, float *x, int32_t *label, struct err *e) {
     const struct set *s = d->set;
     (void)draw;
@@ -53,7 +36,7 @@ static int read_one(const struct data *d, int64_t index, uint64_t draw, float *x
     const char *path = s->of[low].at[index - s->first[low]];
     int side = d->info.size, w, h, channels;
     uint8_t *pixels, *square = NULL;
-    int rc = decode(&pixels, &w, &h, &channels, path, e);
+    int rc = picture_read(&pixels, &w, &h, &channels, path, e);
     if (rc != OK) return rc;
     if (!(square = mem_array((size_t)side * (size_t)side, (size_t)channels))) rc = err_set(e, E_NOMEM, "no memory for %s", path);
     if (rc == OK && resize_center_crop(square, side, pixels, w, h, channels, e)) rc = err_prefix(e, "%s", path);
@@ -68,13 +51,10 @@ static bool is_folder(const char *path) {
     struct stat st;
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
-static bool is_picture(const char *path) {
-    return data_ends_with(path, ".png") || data_ends_with(path, ".jpg") || data_ends_with(path, ".jpeg");
-}
 
 static int add_class(struct data *d, struct set *s, const char *folder, struct err *e) {
     int k = s->classes;
-    int rc = data_list(&s->of[k], folder, is_picture, e);
+    int rc = data_list(&s->of[k], folder, picture_named, e);
     if (rc != OK) return rc;
     s->classes++;
     if (s->of[k].n == 0) return err_set(e, E_FORMAT, "%s: the class has no PNG or JPEG", folder);

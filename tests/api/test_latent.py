@@ -148,6 +148,31 @@ def test_encode_grey_is_grey_in_colours(tmp_path):
     assert mean[:len(mean) // 2] == mean[len(mean) // 2:]
 
 
+def test_encode_cuts_pictures_of_any_size(tmp_path):
+    """PNG or JPEG, whatever they are called: the square that is cut is encoded as a picture of that size is."""
+    jpeg = bytes(int(v, 0) for v in (ROOT / "tests" / "unit" / "tiny_jpeg.inc").read_text().replace("\n", "").split(",") if v.strip())
+    images = tmp_path / "i"
+    png(images / "a" / "0.png", picture(3, 8, 8), 8, 8, 3)
+    png(images / "a" / "1.PNG", picture(4, 31, 17), 31, 17, 3)
+    (images / "b").mkdir()
+    for name in ("0.JPEG", "1.jpg", "2.png"):  # a grey square of 8
+        (images / "b" / name).write_bytes(jpeg)
+    args = ["--vae", VAE, "--images", images, "--out"]
+    refused = encode(*args, tmp_path / "no.safetensors")
+    assert refused.returncode == 65 and "1.PNG is 31 x 17" in refused.stderr and "--size" in refused.stderr
+    done = encode(*args, tmp_path / "all.safetensors", "--size", 8)
+    assert done.returncode == 0, done.stderr
+    tensors, meta = read(tmp_path / "all.safetensors")
+    assert tensors["mean"][1] == [5, 4, 2, 2] and struct.unpack("<5q", tensors["label"][2]) == (0, 0, 1, 1, 1) and meta["size"] == "8x8"
+    means = [tensors["mean"][2][i * 64:i * 64 + 64] for i in range(5)]
+    assert means[2] == means[3] == means[4] and len(set(means)) == 3
+    (images / "a" / "1.PNG").unlink()
+    assert encode(*args, tmp_path / "one.safetensors").returncode == 0
+    assert read(tmp_path / "one.safetensors")[0]["mean"][2][:64] == means[0]
+    assert encode(*args, tmp_path / "no.safetensors", "--size", 6).returncode == 65  # the VAE needs multiples of 4
+    assert encode(*args, tmp_path / "no.safetensors", "--size", 0).returncode == 2
+
+
 def test_encode_flip_adds_mirror_images(tmp_path):
     there = picture(3, 8, 8)
     back = [there[(y * 8 + 7 - x) * 3 + c] for y in range(8) for x in range(8) for c in range(3)]
