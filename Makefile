@@ -98,7 +98,7 @@ $(OUT)/bench-step: $(OUT)/tests/bench/bench_step.o $(OUT)/libsitd.a
 	@echo "  LINK  $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
--include $(LIB_OBJ:.o=.d) $(SERVER_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(OUT)/server/main.d
+-include $(LIB_OBJ:.o=.d) $(SERVER_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(OUT)/server/main.d $(wildcard $(OUT)/tests/bench/*.d)
 
 # CUDA: kernels/cuda/*.cu become a library beside the executable (kernels/cuda/cuda.c loads it). CUDA=0: leave it out; 1: insist; auto: where nvcc is.
 # CUDA_ARCH=all builds for every card that we know, for bundles; else sm_90a and PTX that any card from 8.0 on compiles at first use.
