@@ -66,7 +66,7 @@ static int add_class(struct data *d, struct set *s, const char *folder, struct e
 
 int data_pictures_open(struct data *d, struct err *e) {
     struct data_names folders;
-    if (!d->spec.size) return err_param(e, E_RANGE, "size", "pictures are cut to the network's size, which must be given");
+    if (!d->spec.size) return err_param(e, E_RANGE, "size", "pictures are cut to the network's size: name it with --size");
     int rc = data_list(&folders, d->spec.path, is_folder, e);
     if (rc != OK) return rc;
     size_t n = (size_t)folders.n;

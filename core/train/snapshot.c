@@ -118,7 +118,7 @@ static int check_facts(const struct safetensors *f, const struct train_config *c
         const char *had = meta_of(f, facts[i].name);
         if (!had) return err_param(e, E_FORMAT, facts[i].name, "it does not say its %s", facts[i].name);
         if (strcmp(had, facts[i].value))
-            return err_param(e, E_CONFLICT, facts[i].name, "its run has %s = %s, this one %s: a run is continued as it was begun",
+            return err_param(e, E_CONFLICT, facts[i].name, "its run has %s = %s, this one %s: a run is continued as it was begun; --init begins another from its weights",
                              facts[i].name, had, facts[i].value);
     }
     return OK;

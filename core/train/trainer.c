@@ -251,8 +251,9 @@ int trainer_run(struct trainer *t, const volatile sig_atomic_t *stop, struct err
     }
     int saved = settle(t);
     if (saved == OK && (rc == OK || t->unread)) saved = save_last(t, &last);
-    if (rc == E_DEVICE && t->peers.size > 1)
-        return err_set(e, rc, "step %lld: %s. The last good checkpoint: %s", (long long)t->step + 1, here.text, last_good(t));
-    if (rc != OK) return err_param(e, rc, here.param, "%s", here.text);
+    if (rc == E_NONFINITE) return err_param(e, rc, here.param, "%s", here.text);
+    if (rc != OK)
+        return err_param(e, rc, here.param, "step %lld: %s. The last good checkpoint: %s", (long long)t->step + 1, here.text,
+                         last_good(t));
     return saved != OK ? err_set(e, saved, "%s", last.status ? last.text : "the last checkpoint could not be written") : OK;
 }

@@ -154,7 +154,8 @@ static int begin(struct trainer *t, struct err *e) {
 static int share_batch(struct trainer *t, struct err *e) {
     const struct train_config *c = t->c;
     if (c->batch % t->peers.size)
-        return err_param(e, E_CONFLICT, "batch", "a batch of %d is not a multiple of the %d devices", c->batch, t->peers.size);
+        return err_param(e, E_CONFLICT, "batch", "a batch of %d is not a multiple of the %d devices; %d is", c->batch, t->peers.size,
+                         (c->batch / t->peers.size + 1) * t->peers.size);
     t->local = c->batch / t->peers.size;
     t->rows = c->microbatch && c->microbatch < t->local ? c->microbatch : t->local;
     if (t->local % t->rows)
@@ -171,8 +172,8 @@ static int check_data(const struct trainer *t, struct err *e) {
         return err_param(e, E_CONFLICT, "size", "the data is [%d, %d, %d], the network takes [%d, %d, %d]", d->channels, d->size,
                          d->size, a->in_channels, a->input_size, a->input_size);
     if (d->classes <= a->num_classes) return OK;
-    return err_param(e, E_RANGE, "classes", "the data has labels up to %d, the network %d classes", d->classes - 1,
-                     a->num_classes);
+    return err_param(e, E_RANGE, "classes", "the data has labels up to %d, the network %d classes: --classes %d holds them",
+                     d->classes - 1, a->num_classes, d->classes);
 }
 
 int trainer_new(struct trainer **out, const struct train_config *c, const struct data *data, const struct train_peers *peers,

@@ -142,6 +142,19 @@ def test_what_is_wrong_is_named(tmp_path, pictures, args, code, text):
     assert done.returncode == code, done.stderr
 
 
+def test_messages_say_what_would_help(tmp_path, pictures):
+    out = tmp_path / "o"
+    (tmp_path / "p" / "a").mkdir(parents=True)
+    (tmp_path / "p" / "a" / "0.png").write_bytes(b"hello")
+    assert "--size" in train(tmp_path / "p", out, code=78).stderr
+    said = train(tmp_path / "p", out, "--size", 8, code=65).stderr
+    assert re.search(r"step 1: .*a/0.png: .*The last good checkpoint: none was written", said), said
+    assert "--classes 3 holds them" in train(pictures, out, "--classes", 2, code=78).stderr
+    train(pictures, out, "--steps", 6)
+    said = train(pictures, out, "--steps", 8, "--resume", "auto", "--batch", 6, code=65).stderr
+    assert "batch = 8, this one 6" in said and "--init" in said
+
+
 @pytest.mark.full
 def test_a_batch_that_does_not_fit_names_one_that_does(tmp_path, pictures):
     args = command(pictures, tmp_path / "o", "--backend", "ref", "--width", 64, "--batch", 131072, "--steps", 1, "--warmup", 0)

@@ -206,7 +206,7 @@ TEST(train_pictures_by_class) {
     }
     CHECK(mirrored > 15 && mirrored < 45);
     data_close(d);
-    refused(&(struct data_spec){.path = dir}, E_RANGE, "must be given");
+    refused(&(struct data_spec){.path = dir}, E_RANGE, "--size");
     refused(&(struct data_spec){.path = dir, .size = 8, .channels = 4}, E_CONFLICT, "1 or 3 channels");
     mkdir(at("empty"), 0777);
     refused(&spec, E_FORMAT, "empty: the class has no PNG or JPEG");
