@@ -213,6 +213,7 @@ static int gather_noise(struct sampling *s, struct recorded *c, struct err *e) {
 }
 
 static int make_runner(struct replay *r, const struct arch *a, int slots, int rows, struct err *e) {
+    // NOLINTNEXTLINE(bugprone-suspicious-memory-comparison): padding that differs only builds a runner anew
     if (r->runner && !memcmp(&r->arch, a, sizeof *a) && r->slots >= slots && r->rows >= rows) return OK;
     runner_free(r->runner);
     r->runner = NULL;
