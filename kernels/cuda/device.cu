@@ -208,7 +208,13 @@ extern "C" __attribute__((visibility("default"))) int sitd_cuda_devices(char *wh
     cudaError_t e = cudaGetDeviceCount(&n);
     if (e == cudaSuccess && n > 0) return n;
     (void)cudaGetLastError();
-    snprintf(why, why_size, "no usable NVIDIA GPU: %s", e == cudaSuccess ? "none found" : cudaGetErrorString(e));
+    int driver = 0, needed = CUDART_VERSION; // the runtime calls a driver that is not there too old as well
+    if (e == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0)
+        snprintf(why, why_size, "no usable NVIDIA GPU: there is no NVIDIA driver");
+    else if (e == cudaErrorInsufficientDriver)
+        snprintf(why, why_size, "no usable NVIDIA GPU: the driver is for CUDA %d.%d, %d.%d is needed", driver / 1000, driver % 1000 / 10, needed / 1000,
+                 needed % 1000 / 10);
+    else snprintf(why, why_size, "no usable NVIDIA GPU: %s", e == cudaSuccess ? "none found" : cudaGetErrorString(e));
     return 0;
 }
 
