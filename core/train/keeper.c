@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "core/train/keeper.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include "core/base/fault.h"
@@ -31,16 +34,33 @@ static long long step_of(const char *path) {
 static bool is_checkpoint(const char *path) { return step_of(path) >= 0; }
 static bool is_leftover(const char *path) { return strstr(path, "/step-") && strstr(path, ".safetensors.tmp-"); }
 
-int keeper_open(struct keeper *k, const struct train_config *c, const struct snapshot *s, struct err *e) {
-    *k = (struct keeper){.config = c, .snapshot = s};
+// Two runs in one folder would remove each other's files. Where the file system knows no locks there is none.
+static int lock(struct keeper *k, const char *folder, struct err *e) {
+    k->lock = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (k->lock < 0 || flock(k->lock, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return OK;
+    return err_param(e, E_BUSY, "out", "another process trains in %s: wait for its end or name another --out", k->config->out);
+}
+
+int keeper_open(struct keeper *k, const struct train_config *c, const struct snapshot *s, bool first, struct err *e) {
+    *k = (struct keeper){.config = c, .snapshot = s, .lock = -1};
     struct data_names left = {0};
+    if (!first) return OK;
     char *folder = folder_of(c, e);
     int rc = folder ? file_make_dir(folder, e) : E_NOMEM;
+    if (rc == OK) rc = lock(k, folder, e);
     if (rc == OK) rc = data_list(&left, folder, is_leftover, e);
     for (int i = 0; i < left.n; i++) unlink(left.at[i]);
     data_names_free(&left);
     mem_free(folder);
     return rc;
+}
+
+void keeper_close(struct keeper *k) {
+    struct keeper_result ignored;
+    if (!k->snapshot) return;
+    keeper_wait(k, &ignored);
+    if (k->lock >= 0) close(k->lock);
+    k->lock = -1;
 }
 
 int keeper_find(const struct train_config *c, int back, char *path, struct err *e) {

@@ -19,6 +19,7 @@ struct keeper {
     char last[600]; // path of the newest checkpoint that is whole, or of what the run continues, or ""
     /* PRIVATE: of the work that is under way */
     bool running, save, publish;
+    int lock; // the folder's descriptor, or -1
     pthread_t thread;
     char path[600];
     struct model_desc desc; // with its loss curve and VAE
@@ -27,8 +28,10 @@ struct keeper {
     struct err save_err, publish_err;
 };
 
-// Makes the folder and removes what killed writers left there.
-int keeper_open(struct keeper *, const struct train_config *, const struct snapshot *, struct err *);
+// Of a run's first process: makes the folder, locks it until keeper_close and removes what killed writers left there. E_BUSY: another
+// process holds it. Of the others (!first): nothing; they only read.
+int keeper_open(struct keeper *, const struct train_config *, const struct snapshot *, bool first, struct err *);
+void keeper_close(struct keeper *); // waits for what runs; zeros are nothing
 // Path [600] of the newest checkpoint there is, back = 1: of the one before it, and so on. E_NOTFOUND where there is none.
 int keeper_find(const struct train_config *, int back, char *path, struct err *);
 // Where versions of a latent model will be published: the VAE, which a daemon needs beside the weights. One process's business.

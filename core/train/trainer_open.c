@@ -199,7 +199,7 @@ int trainer_new(struct trainer **out, const struct train_config *c, const struct
         rc = make_arrays(t, e);
     }
     if (rc == OK && t->peers.join) rc = t->peers.join(t->peers.ctx, t->k, dit_train_grads(t->net), e);
-    if (rc == OK) rc = keeper_open(&t->keeper, c, &t->snapshot, e);
+    if (rc == OK) rc = keeper_open(&t->keeper, c, &t->snapshot, t->peers.rank == 0, e);
     if (rc == OK && t->peers.rank == 0) rc = keeper_publish_vae(&t->keeper, e);
     if (rc == OK) rc = begin(t, e);
     if (rc == OK) return *out = t, OK;
@@ -208,9 +208,8 @@ int trainer_new(struct trainer **out, const struct train_config *c, const struct
 }
 
 void trainer_free(struct trainer *t) {
-    struct keeper_result ignored;
     if (!t) return;
-    if (t->keeper.snapshot) keeper_wait(&t->keeper, &ignored);
+    keeper_close(&t->keeper);
     feed_close(t->feed);
     snapshot_free(&t->snapshot);
     void *device[] = {t->x1, t->x0, t->loss, t->norm2, t->moved2};

@@ -91,6 +91,21 @@ def test_a_new_run_does_not_mix_with_an_old_one(tmp_path, pictures):
     assert newest(tmp_path / "new").read_bytes() == before["step-00000040.safetensors"]
 
 
+def test_one_run_a_folder(tmp_path, pictures):
+    """As when a job is requeued before its first process has gone; a killed run leaves no lock behind."""
+    p = subprocess.Popen(command(pictures, tmp_path, "--steps", 10000000, "--save-every", 100), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=clean_env())
+    try:
+        while "checkpoint" not in p.stderr.readline():
+            assert p.poll() is None
+        assert "another process trains in" in train(pictures, tmp_path, "--steps", 10000000, "--resume", "auto", code=1).stderr
+        assert p.poll() is None
+    finally:
+        p.kill()
+        p.communicate()
+    step = int(newest(tmp_path).name[5:13])
+    assert f"continued at step {step}" in train(pictures, tmp_path, "--steps", step + 2, "--resume", "auto").stderr
+
+
 def test_a_run_from_weights_can_be_started_again_as_it_was(tmp_path, pictures):
     train(pictures, tmp_path / "first", "--steps", 5)
     args = ["--init", newest(tmp_path / "first"), "--resume", "auto"]
