@@ -48,6 +48,7 @@ int keeper_open(struct keeper *k, const struct train_config *c, const struct sna
     char *folder = folder_of(c, e);
     int rc = folder ? file_make_dir(folder, e) : E_NOMEM;
     if (rc == OK) rc = lock(k, folder, e);
+    if (rc == OK && c->publish) rc = file_make_dir(c->publish, e); // a name that cannot be is better told now
     if (rc == OK) rc = data_list(&left, folder, is_leftover, e);
     for (int i = 0; i < left.n; i++) unlink(left.at[i]);
     data_names_free(&left);

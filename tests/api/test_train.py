@@ -147,6 +147,7 @@ def test_a_picture_that_cannot_be_read_costs_no_step(tmp_path):
     (("--data", "{d}", "--out", "{o}", "--model", "custom"), 78, "family"), (("--data", "{d}", "--out", "{o}", "--classes", "2"), 78, "labels up to 2"),
     (("--data", "{d}", "--out", "{o}", "--init", "/none.pt"), 66, "/none.pt"), (("--data", "{d}", "--out", "{d}/train-images-idx3-ubyte.gz"), 1, "train-images"),
     (("--data", "{d}", "--out", "{o}", "--model", "DiT-S/2", "--path", "vp"), 78, "path"), (("--data", "{d}", "--out", "{o}", "--model", "DiT-S/2", "--prediction", "score"), 78, "prediction"),
+    (("--data", "{d}", "--out", "{o}", "--publish", "{d}/train-images-idx3-ubyte.gz"), 1, "train-images"),
     (("--data", "{d}", "--out", "{o}", "--size", "6"), 65, "more than the 6"),
 ])
 def test_what_is_wrong_is_named(tmp_path, pictures, args, code, text):
