@@ -327,6 +327,15 @@ static int parse(struct options *o, int argc, char **argv) {
     return 0;
 }
 
+static int make_folder(const char *out, struct err *e) { // now: it would be missed after hours
+    const char *slash = strrchr(out, '/');
+    char *folder = mem_printf("%.*s", slash ? (int)(slash - out) : 0, out);
+    if (!folder) return err_set(e, E_NOMEM, "no memory for a path");
+    int rc = *folder ? file_make_dir(folder, e) : OK;
+    mem_free(folder);
+    return rc;
+}
+
 int cmd_encode(int argc, char **argv) {
     struct options o = {.shard = 10000, .kern = {.backend = "cpu"}};
     struct work w = {.o = &o};
@@ -335,6 +344,7 @@ int cmd_encode(int argc, char **argv) {
     if (rc) return rc - 1;
     rc = find_pictures(&w.set, o.images, o.flip, &e);
     if (rc == OK) rc = open_vae(&w, &e);
+    if (rc == OK) rc = make_folder(o.out, &e);
     if (rc == OK) rc = encode(&w, &e);
     mem_free(w.planes), mem_free(w.moments);
     vae_free(w.vae);

@@ -160,9 +160,9 @@ def test_encode_cuts_pictures_of_any_size(tmp_path):
     args = ["--vae", VAE, "--images", images, "--out"]
     refused = encode(*args, tmp_path / "no.safetensors")
     assert refused.returncode == 65 and "1.PNG is 31 x 17" in refused.stderr and "--size" in refused.stderr
-    done = encode(*args, tmp_path / "all.safetensors", "--size", 8)
+    done = encode(*args, tmp_path / "new" / "folder" / "all.safetensors", "--size", 8)
     assert done.returncode == 0, done.stderr
-    tensors, meta = read(tmp_path / "all.safetensors")
+    tensors, meta = read(tmp_path / "new" / "folder" / "all.safetensors")
     assert tensors["mean"][1] == [5, 4, 2, 2] and struct.unpack("<5q", tensors["label"][2]) == (0, 0, 1, 1, 1) and meta["size"] == "8x8"
     means = [tensors["mean"][2][i * 64:i * 64 + 64] for i in range(5)]
     assert means[2] == means[3] == means[4] and len(set(means)) == 3
@@ -257,6 +257,8 @@ def test_encode_refuses(images, tmp_path, spoil, words):
 
 
 def test_encode_usage(images, tmp_path):
+    done = encode("--vae", VAE, "--images", images, "--out", images / "a" / "0.png" / "x.safetensors")
+    assert done.returncode == 1 and "is not a directory" in done.stderr
     assert encode("--images", images, "--out", "x").returncode == 2
     assert encode("--vae", VAE, "--images", images, "--out", "x", "--shard", "0").returncode == 2
     done = encode("--vae", ROOT / "tests" / "golden" / "sit-tiny.safetensors", "--images", images, "--out", tmp_path / "x")
