@@ -12,6 +12,7 @@
 #include "core/io/pt.h"
 
 #define MAX_FILE ((size_t)256 << 30)
+#define BARE ": nothing to continue; to begin from its weights, use --init"
 #define LABELS "y_embedder.embedding_table.weight"
 
 static const char *const prefixes[SNAPSHOT_ARRAYS] = {"model", "exp_avg", "exp_avg_sq", "ema", "ema1", "ema2", "ema3"};
@@ -159,10 +160,17 @@ static int take_ours(struct snapshot *s, const struct safetensors *f, const stru
 
 /* ---- the authors' files ---- */
 
+static int parse_part(struct pt *pt, const void *bytes, size_t n, const char *part, struct err *e) {
+    struct err here = {0};
+    int rc = pt_parse_part(pt, bytes, n, part, &here);
+    if (rc == OK) return OK;
+    return err_param(e, rc, here.param, "%s%s", here.text, rc == E_CONFLICT ? BARE : "");
+}
+
 static int take_part(float *flat, const struct snapshot *s, const void *bytes, size_t n, const char *part, const struct arch *a,
                      struct err *e) {
     struct pt pt;
-    int rc = pt_parse_part(&pt, bytes, n, part, e);
+    int rc = parse_part(&pt, bytes, n, part, e);
     if (rc != OK) return rc;
     rc = arch_match(a, &pt.table, e);
     for (int i = 0; rc == OK && i < pt.table.n; i++) rc = tensor_check_finite(&pt.table.tensors[i], e);
@@ -192,9 +200,9 @@ static int take_moments(struct snapshot *s, const struct tensor_table *opt, cons
 
 static int take_opt(struct snapshot *s, const void *bytes, size_t n, struct err *e) {
     struct pt pt, model;
-    int rc = pt_parse_part(&model, bytes, n, "model", e);
+    int rc = parse_part(&model, bytes, n, "model", e);
     if (rc != OK) return rc;
-    rc = pt_parse_part(&pt, bytes, n, "opt", e);
+    rc = parse_part(&pt, bytes, n, "opt", e);
     if (rc == OK) rc = take_moments(s, &pt.table, &model.table, e);
     pt_close(&model);
     float step = -1;
@@ -229,7 +237,7 @@ int snapshot_read(struct snapshot *s, const char *path, const struct train_confi
     else if ((rc = safetensors_parse(&f, bytes, n, &here)) == OK) {
         rc = is_ours(&f)
                  ? take_ours(s, &f, c, &here)
-                 : err_set(&here, E_UNSUPPORTED, "it holds no training state to continue; to begin from its weights, use --init");
+                 : err_set(&here, E_UNSUPPORTED, "it is no training state" BARE);
         safetensors_close(&f);
     }
     mem_free(bytes);

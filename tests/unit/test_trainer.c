@@ -397,6 +397,9 @@ TEST_LIMIT(trainer_continues_the_authors_files, 120) {
     pt_close(&model);
     mem_free(bytes);
     CHECK(snapshot_read(&s, "tests/golden/sit-tiny-bf16-bare.pt", &config, &e) == E_CONFLICT && strstr(e.text, "'model'"));
+    CHECK(strstr(e.text, "use --init"));
+    err_clear(&e);
+    CHECK(snapshot_read(&s, "tests/golden/sit-tiny.safetensors", &config, &e) == E_UNSUPPORTED && strstr(e.text, "use --init"));
     snapshot_free(&s);
     dit_train_free(net);
     kern_close(k);
