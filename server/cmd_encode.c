@@ -96,11 +96,12 @@ static void drop_list(struct dirent **names, int n) {
 
 static int add_class(struct set *s, const char *folder, const char *name, bool flip, struct err *e) {
     struct dirent **names = NULL;
-    int n = 0, rc = list(folder, &names, &n, e);
+    int n = 0, before = s->n, rc = list(folder, &names, &n, e);
     for (int i = 0; i < n; i++)
         for (int side = 0; rc == OK && side <= flip && picture_named(names[i]->d_name); side++)
             rc = add_picture(s, folder, names[i]->d_name, side, e);
     if (n >= 0) drop_list(names, n);
+    if (rc == OK && s->n == before) rc = err_set(e, E_FORMAT, "%s: the class has no PNG or JPEG", folder); // as for train
     char **grown = rc == OK ? mem_resize(s->classes, (size_t)s->n_classes + 1, sizeof *grown) : NULL;
     if (grown) s->classes = grown;
     char *copy = grown ? mem_strdup(name) : NULL;

@@ -247,7 +247,7 @@ def test_latents_are_trained_on_published_and_served(tmp_path, start):
     (lambda d: png(d / "a" / "0.png", picture(1, 15, 12), 15, 12, 3), ["0.png", "multiples of 4"]),
     (lambda d: (d / "b" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish"), ["b/0.png"]),
     (lambda d: [shutil.rmtree(d / n) for n in "abc"], ["CLASS"]),
-    (lambda d: shutil.rmtree(d), ["No such file"]),
+    (lambda d: (d / "z").mkdir(), ["z: the class has no PNG or JPEG"]), (lambda d: shutil.rmtree(d), ["No such file"]),
 ])
 def test_encode_refuses(images, tmp_path, spoil, words):
     spoil(images)
