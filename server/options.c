@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define SWITCH_WORDS "true|false|1|0|yes|no"
+
 enum source { FROM_DEFAULT, FROM_FILE, FROM_ENV, FROM_FLAG };
 
 struct loading {
@@ -83,7 +85,7 @@ static int set(struct loading *l, const struct option_desc *o, const char *value
         strcpy(field, value);
         break;
     case OPTION_SWITCH:
-        if (!is_choice("true|false|1|0|yes|no", value))
+        if (!is_choice(SWITCH_WORDS, value))
             return err_param(e, E_RANGE, o->name, "%s: %s is '%s', not true or false", where, o->name, value);
         *(bool *)field = *value == 't' || *value == '1' || *value == 'y';
         break;
@@ -160,7 +162,8 @@ static int load_flag(struct loading *l, struct option_words *words, int argc, ch
     char where[64];
     snprintf(where, sizeof where, "--%s", o->name);
     if (arg[2 + len]) return set(l, o, arg + 3 + len, FROM_FLAG, where, e);
-    if (o->kind == OPTION_SWITCH) return set(l, o, "true", FROM_FLAG, where, e);
+    bool said = *i + 1 < argc && is_choice(SWITCH_WORDS, argv[*i + 1]);
+    if (o->kind == OPTION_SWITCH) return set(l, o, said ? argv[++*i] : "true", FROM_FLAG, where, e);
     if (*i + 1 >= argc) return err_set(e, E_RANGE, "--%s needs a value", o->name);
     return set(l, o, argv[++*i], FROM_FLAG, where, e);
 }

@@ -186,6 +186,9 @@ def test_recipes_are_good_and_variables_count(tmp_path, pictures):
         text = subprocess.run([BINARY, "train", "--config", recipe, "--print-config"], check=True, capture_output=True, text=True, env=clean_env({"SITD_TRAIN_LR": "0.5"})).stdout
         assert "# environment\nlr = 0.5\n" in text and "# file\nmodel = " in text
     assert "--t-density" in subprocess.run([BINARY, "train", "--help"], check=True, capture_output=True, text=True).stdout
+    for words, said in (("--learn-sigma false", "false"), ("--learn-sigma=no", "false"), ("--learn-sigma", "true"), ("--learn-sigma yes", "true")):
+        text = subprocess.run([BINARY, "train", *words.split(), "--lr", "1", "--print-config"], check=True, capture_output=True, text=True, env=clean_env()).stdout
+        assert f"# flag\nlearn-sigma = {said}\n" in text and "# flag\nlr = 1\n" in text
     done = train(pictures, tmp_path, "--check-config")
     assert "40 examples" in done.stdout and not (tmp_path / "checkpoints").exists()
 
