@@ -304,6 +304,7 @@ static void set_numbers(struct train_config *c, const struct train_flags *f) {
 
 static int fill(struct train_config *c, const struct train_flags *f, const struct data_info *info, struct err *e) {
     set_numbers(c, f);
+    c->examples = info->n;
     int rc = set_arch(&c->desc, f, info, e);
     if (rc == OK) rc = set_emas(c, f, e);
     if (rc == OK) rc = set_objective(c, f, e);

@@ -80,5 +80,6 @@ void train_config_facts(const struct train_config *c, struct train_fact facts[TR
     f = add(f, "batch", "%d", c->batch);
     f = add(f, "ema", "%s", ema);
     f = add(f, "beta1", "%.12g", c->beta1);
-    add(f, "beta2", "%.12g", c->beta2);
+    f = add(f, "beta2", "%.12g", c->beta2);
+    add(f, "examples", "%lld", (long long)c->examples);
 }

@@ -18,6 +18,7 @@ struct train_config {
     bool flip; // of the data's pictures
     /* step */
     int64_t steps;
+    int64_t examples; // of the data: their order depends on it
     int batch, microbatch; // microbatch 0: the whole batch
     enum dit_recompute recompute;
     double lr, lr_end, beta1, beta2, eps, decay, clip; // lr_end: part of lr. clip 0: none
@@ -53,7 +54,7 @@ struct train_fact {
     const char *name;
     char value[96];
 };
-#define TRAIN_FACTS 25
+#define TRAIN_FACTS 26 // the last is missing in older files
 void train_config_facts(const struct train_config *, struct train_fact facts[TRAIN_FACTS]);
 
 #endif

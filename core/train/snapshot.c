@@ -117,6 +117,7 @@ static int check_facts(const struct safetensors *f, const struct train_config *c
     train_config_facts(c, facts);
     for (int i = 0; i < TRAIN_FACTS; i++) {
         const char *had = meta_of(f, facts[i].name);
+        if (!had && i == TRAIN_FACTS - 1) break;
         if (!had) return err_param(e, E_FORMAT, facts[i].name, "it does not say its %s", facts[i].name);
         if (strcmp(had, facts[i].value))
             return err_param(e, E_CONFLICT, facts[i].name, "its run has %s = %s, this one %s: a run is continued as it was begun; --init begins another from its weights",

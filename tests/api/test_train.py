@@ -106,6 +106,14 @@ def test_one_run_a_folder(tmp_path, pictures):
     assert f"continued at step {step}" in train(pictures, tmp_path, "--steps", step + 2, "--resume", "auto").stderr
 
 
+def test_a_run_is_continued_with_its_data(tmp_path, pictures):
+    """More or fewer examples have another order: the steps would be neither the old run's nor a new one's."""
+    train(pictures, tmp_path, "--steps", 5)
+    other = toy.write(tmp_path / "other", n=30)
+    assert "examples = 40, this one 30" in train(other, tmp_path, "--steps", 8, "--resume", "auto", code=65).stderr
+    train(other, tmp_path / "new", "--steps", 8, "--init", newest(tmp_path))
+
+
 def test_a_run_from_weights_can_be_started_again_as_it_was(tmp_path, pictures):
     train(pictures, tmp_path / "first", "--steps", 5)
     args = ["--init", newest(tmp_path / "first"), "--resume", "auto"]
