@@ -378,7 +378,7 @@ static int cpu_adamw(struct kern *k, float *p, float *m, float *v, float *const 
 }
 
 void cpu_train_fill(struct kern *k, const struct cpu *cpu) {
-    if (cpu_train_simd(cpu) && k->act == KERN_F32) k->back_lines = KERN_SUM_LINES * (k->threads > 2 ? k->threads : 2);
+    if (cpu_train_simd(cpu) && k->act == KERN_F32) k->back_lines = 2 * KERN_SUM_LINES * k->threads;
     k->linear_wrap = cpu_linear_wrap;
     k->linear_refresh = cpu_linear_refresh;
     k->linear_backward = cpu_linear_backward;

@@ -46,6 +46,8 @@ INLINE void tile(float *c, size_t ldc, const float *a, size_t ld, bool across, c
     vf acc[GM][2] = {0};
     const float *line[GM];
     for (size_t r = 0; r < most; r++) line[r] = a + (r < m ? r : m - 1) * ld; // lines past the end are computed and forgotten
+    for (size_t r = 0; r < m; r++)
+        __builtin_prefetch(c + r * ldc, 1), __builtin_prefetch(c + r * ldc + W, 1); // wanted at the end
     for (size_t i = 0; i < k; i++) {
         vf b0 = v_load(b + i * GN), b1 = v_load(b + i * GN + W);
         for (size_t r = 0; r < most; r++) {
