@@ -126,7 +126,6 @@ static void watch_signals(void) {
     sigaction(SIGTERM, &a, NULL);
     sigaction(SIGINT, &a, NULL);
     signal(SIGPIPE, SIG_IGN);
-    signal(SIGXFSZ, SIG_IGN); // a limit on files is told as a full disk is
 }
 
 static int run(struct shown *s, const struct data *data, struct err *e) {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -34,6 +35,7 @@ int main(int argc, char **argv) {
         char name[32]; // as getopt's messages begin
         snprintf(name, sizeof name, "sitd %s", commands[i].name);
         argv[1] = name;
+        signal(SIGXFSZ, SIG_IGN); // a limit on files is told as a full disk is
         return commands[i].run(argc - 1, argv + 1);
     }
     fprintf(stderr, "sitd: no command '%s'\n", argv[1]);

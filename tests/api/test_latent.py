@@ -256,6 +256,12 @@ def test_encode_refuses(images, tmp_path, spoil, words):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_encode_within_a_limit_on_files(images, tmp_path):
+    done = subprocess.run(["prlimit", "--fsize=1000", BINARY, "encode", "--vae", VAE, "--images", images, "--out", tmp_path / "l" / "x.safetensors"],
+                          capture_output=True, text=True, timeout=60 * SCALE, env=clean_env())
+    assert done.returncode == 1 and "too large" in done.stderr and not list((tmp_path / "l").iterdir())
+
+
 def test_encode_usage(images, tmp_path):
     done = encode("--vae", VAE, "--images", images, "--out", images / "a" / "0.png" / "x.safetensors")
     assert done.returncode == 1 and "is not a directory" in done.stderr
