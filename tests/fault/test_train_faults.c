@@ -8,6 +8,7 @@
 #include "core/io/png.h"
 #include "core/train/trainer.h"
 #include "tests/test.h"
+#include "tests/unit/tiny_train.h"
 
 static char dir[64];
 
@@ -80,33 +81,7 @@ static int begin_and_step(const char *out, long n, struct err *e) {
     struct data *d = NULL;
     struct trainer *t;
     volatile sig_atomic_t stop = 0;
-    struct train_config c = {.desc = {.family = "sit",
-                                      .path = "linear",
-                                      .prediction = "velocity",
-                                      .guide_channels = -1,
-                                      .arch = {.input_size = 8,
-                                               .patch_size = 4,
-                                               .in_channels = 1,
-                                               .hidden_size = 16,
-                                               .depth = 1,
-                                               .num_heads = 2,
-                                               .num_classes = 3,
-                                               .mlp_ratio = 2,
-                                               .class_dropout = true}},
-                             .objective = {.null_label = 3, .std = 1},
-                             .steps = 1,
-                             .batch = 2,
-                             .lr = 1e-3,
-                             .beta1 = 0.9,
-                             .beta2 = 0.99,
-                             .eps = 1e-8,
-                             .n_ema = 1,
-                             .ema = {0.9},
-                             .out = out,
-                             .keep = 1,
-                             .log_every = 1,
-                             .kern = {.backend = "cpu", .threads = 1},
-                             .data_threads = 1};
+    struct train_config c = tiny_train(out);
     snprintf(path, sizeof path, "%s/idx", dir);
     CHECK(data_open(&d, &(struct data_spec){.path = path}, NULL) == OK);
     struct train_events on = {0};

@@ -18,7 +18,9 @@ static struct kern *open_kern(const char *backend) {
     return k;
 }
 
-static void forward_agrees(const char *model, const char *path) {
+// Replays a case on both back ends and judges each result.
+static void replay_both(const char *model, const char *path,
+                        void (*judge)(const char *path, const char *on, const struct replay_result *)) {
     static const char *const backends[] = {"ref", "cpu"};
     for (int i = 0; i < 2; i++) {
         struct kern *k = open_kern(backends[i]);
@@ -27,12 +29,16 @@ static void forward_agrees(const char *model, const char *path) {
         struct err e = {0};
         CHECK_OK(replay_open(&r, k, model, 0, &e), &e);
         CHECK_OK(replay_case(r, path, &result, &e), &e);
-        if (!result.finite || !(result.rel_l2 <= 2e-6))
-            test_fail(__FILE__, __LINE__, "%s on %s: relative L2 %g", path, k->name, result.rel_l2);
+        judge(path, k->name, &result);
         replay_close(r);
         kern_close(k);
     }
 }
+
+static void judge_forward(const char *path, const char *on, const struct replay_result *r) {
+    if (!r->finite || !(r->rel_l2 <= 2e-6)) test_fail(__FILE__, __LINE__, "%s on %s: relative L2 %g", path, on, r->rel_l2);
+}
+static void forward_agrees(const char *model, const char *path) { replay_both(model, path, judge_forward); }
 
 TEST(golden_dit_forward) { forward_agrees("tests/golden/dit-tiny.safetensors", "tests/golden/dit-tiny.forward.safetensors"); }
 TEST(golden_maskdit_forward) {
@@ -54,22 +60,11 @@ TEST(golden_designs_forward) {
 }
 
 // Losses and gradients, recorded in float64.
-static void learns_as_recorded(const char *model, const char *path) {
-    static const char *const backends[] = {"ref", "cpu"};
-    for (int i = 0; i < 2; i++) {
-        struct kern *k = open_kern(backends[i]);
-        struct replay_result result;
-        struct replay *r;
-        struct err e = {0};
-        CHECK_OK(replay_open(&r, k, model, 0, &e), &e);
-        CHECK_OK(replay_case(r, path, &result, &e), &e);
-        if (!result.finite || !(result.rel_l2 <= 1e-5) || !(result.loss <= 1e-6))
-            test_fail(__FILE__, __LINE__, "%s on %s: gradient of %s %g, loss %g", path, k->name, result.worst, result.rel_l2,
-                      result.loss);
-        replay_close(r);
-        kern_close(k);
-    }
+static void judge_gradients(const char *path, const char *on, const struct replay_result *r) {
+    if (!r->finite || !(r->rel_l2 <= 1e-5) || !(r->loss <= 1e-6))
+        test_fail(__FILE__, __LINE__, "%s on %s: gradient of %s %g, loss %g", path, on, r->worst, r->rel_l2, r->loss);
 }
+static void learns_as_recorded(const char *model, const char *path) { replay_both(model, path, judge_gradients); }
 
 TEST(golden_train_sit) {
     static const char *const cases[] = {

@@ -11,6 +11,7 @@
 #include "core/train/snapshot.h"
 #include "core/train/trainer.h"
 #include "tests/test.h"
+#include "tests/unit/tiny_train.h"
 
 #define N 13 // examples
 #define SIDE 8
@@ -39,42 +40,12 @@ static void begin(void) {
     put_idx("train-images-idx3-ubyte", 3, (unsigned[]){N, SIDE, SIDE}, N * SIDE * SIDE, 0);
     put_idx("train-labels-idx1-ubyte", 1, (unsigned[]){N}, N, 3);
     CHECK_OK(data_open(&data, &(struct data_spec){.path = dir, .flip = true, .seed = 5}, &e), &e);
-    config = (struct train_config){.desc = {.family = "sit",
-                                            .path = "linear",
-                                            .prediction = "velocity",
-                                            .guide_channels = -1,
-                                            .arch = {.input_size = SIDE,
-                                                     .patch_size = 4,
-                                                     .in_channels = 1,
-                                                     .hidden_size = 16,
-                                                     .depth = 1,
-                                                     .num_heads = 2,
-                                                     .num_classes = 3,
-                                                     .mlp_ratio = 2,
-                                                     .class_dropout = true}},
-                                   .objective = {.drop = 0.2, .null_label = 3, .seed = 5, .std = 1},
-                                   .flip = true,
-                                   .steps = 20,
-                                   .batch = 6,
-                                   .microbatch = 3,
-                                   .lr = 1e-2,
-                                   .beta1 = 0.9,
-                                   .beta2 = 0.99,
-                                   .eps = 1e-8,
-                                   .decay = 0.01,
-                                   .clip = 1,
-                                   .schedule = LR_COSINE,
-                                   .warmup = 3,
-                                   .n_ema = 2,
-                                   .ema = {0.9, 0.99},
-                                   .out = out,
-                                   .keep = 3,
-                                   .log_every = 5,
-                                   .sample_steps = 2,
-                                   .sample_each = 1,
-                                   .sample_guidance = 2,
-                                   .kern = {.backend = "cpu", .threads = 1},
-                                   .data_threads = 2};
+    config = tiny_train(out);
+    config.objective.drop = 0.2, config.objective.seed = 5, config.flip = true;
+    config.steps = 20, config.batch = 6, config.microbatch = 3, config.log_every = 5, config.keep = 3, config.data_threads = 2;
+    config.decay = 0.01, config.clip = 1, config.schedule = LR_COSINE, config.warmup = 3;
+    config.n_ema = 2, config.ema[1] = 0.99;
+    config.sample_steps = 2, config.sample_each = 1, config.sample_guidance = 2;
     stop = 0;
 }
 
