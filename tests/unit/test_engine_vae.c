@@ -183,7 +183,7 @@ TEST(engine_vae_facts_and_refusals) {
 static const struct vae_arch slow = {.image_channels = 3,
                                      .latent_channels = 4,
                                      .levels = 2,
-                                     .layers = 3,
+                                     .layers = 8,
                                      .groups = 4,
                                      .width = {64, 128},
                                      .decoder = true,
