@@ -95,23 +95,17 @@ static int parse(struct options *o, int argc, char **argv) {
     return 0;
 }
 
-// The published sizes (DiT paper, table 1; H, the one-hot labels and the decoder are MaskDiT's).
+// The published networks; one-hot labels and the decoder are MaskDiT's.
 static bool shape_arch(struct arch *a, const char *name, const char *block, int side) {
-    static const struct { const char *name; int depth, width, heads; } sizes[] = {
-        {"S", 12, 384, 6}, {"B", 12, 768, 12}, {"L", 24, 1024, 16}, {"XL", 28, 1152, 16}, {"H", 32, 1280, 16}};
     bool masked = strncmp(name, "MaskDiT-", 8) == 0;
     name += masked ? 8 : strncmp(name, "DiT-", 4) == 0 || strncmp(name, "SiT-", 4) == 0 ? 4 : 0;
     const char *slash = strchr(name, '/');
-    for (size_t i = 0; slash && i < sizeof sizes / sizeof *sizes; i++) {
-        if (strlen(sizes[i].name) != (size_t)(slash - name) || strncmp(name, sizes[i].name, (size_t)(slash - name)) != 0) continue;
-        *a = (struct arch){.input_size = side, .patch_size = atoi(slash + 1), .in_channels = 4, .hidden_size = sizes[i].width, .depth = sizes[i].depth,
-                           .num_heads = sizes[i].heads, .num_classes = 1000, .mlp_ratio = 4, .class_dropout = true, .learn_sigma = !masked,
-                           .one_hot = masked};
-        if (block) a->block = (enum arch_block)arch_block_parse(block);
-        if (masked) a->decoder.hidden_size = 512, a->decoder.depth = 8, a->decoder.num_heads = 16;
-        return a->patch_size == 2 || a->patch_size == 4 || a->patch_size == 8;
-    }
-    return false;
+    if (!slash) return false;
+    *a = (struct arch){.input_size = side, .patch_size = atoi(slash + 1), .in_channels = 4, .num_classes = 1000, .mlp_ratio = 4,
+                       .class_dropout = true, .learn_sigma = !masked, .one_hot = masked};
+    if (block) a->block = (enum arch_block)arch_block_parse(block);
+    if (masked) a->decoder.hidden_size = 512, a->decoder.depth = 8, a->decoder.num_heads = 16;
+    return arch_size(a, name, (size_t)(slash - name)) && (a->patch_size == 2 || a->patch_size == 4 || a->patch_size == 8);
 }
 
 static double now(void) {

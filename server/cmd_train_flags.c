@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "server/cmd_train.h"
 
+#include <ctype.h>
 #include <jansson.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -140,19 +141,13 @@ void train_help(FILE *to) {
 /* ---- flags to a configuration ---- */
 
 static int named_size(struct arch *a, const char *model, bool *dit, struct err *e) {
-    static const struct {
-        const char *name;
-        int width, depth, heads;
-    } sizes[] = {{"S", 384, 12, 6}, {"B", 768, 12, 12}, {"L", 1024, 24, 16}, {"XL", 1152, 28, 16}};
     char size[3] = "";
     int patch = 0, end = 0;
     *dit = strncasecmp(model, "DiT-", 4) == 0;
-    if ((*dit || strncasecmp(model, "SiT-", 4) == 0) && sscanf(model + 4, "%2[SBLXsblx]/%d%n", size, &patch, &end) == 2 &&
-        !model[4 + end] && patch > 0)
-        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-            if (strcasecmp(size, sizes[i].name) == 0)
-                return a->hidden_size = sizes[i].width, a->depth = sizes[i].depth, a->num_heads = sizes[i].heads,
-                       a->patch_size = patch, OK;
+    if ((*dit || strncasecmp(model, "SiT-", 4) == 0) && sscanf(model + 4, "%2[SBLXsblx]/%d%n", size, &patch, &end) == 2) {
+        for (char *c = size; *c; c++) *c = (char)toupper((unsigned char)*c);
+        if (!model[4 + end] && patch > 0 && arch_size(a, size, strlen(size))) return a->patch_size = patch, OK;
+    }
     return err_param(e, E_RANGE, "model",
                      "model is '%s', not custom, nor DiT- or SiT- and S, B, L or XL and a patch, as in SiT-XL/2", model);
 }

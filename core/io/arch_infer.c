@@ -8,12 +8,20 @@
 
 #include "core/io/arch_list.h"
 
-static const struct { int width, heads; } published[] = {{384, 6}, {768, 12}, {1024, 16}, {1152, 16}, {1280, 16}};
+static const struct { const char *name; int width, depth, heads; } published[] = {
+    {"S", 384, 12, 6}, {"B", 768, 12, 12}, {"L", 1024, 24, 16}, {"XL", 1152, 28, 16}, {"H", 1280, 32, 16}};
 
 int arch_heads(int hidden_size) {
     for (size_t i = 0; i < sizeof published / sizeof *published; i++)
         if (published[i].width == hidden_size) return published[i].heads;
     return 0;
+}
+
+bool arch_size(struct arch *a, const char *name, size_t n) {
+    for (size_t i = 0; i < sizeof published / sizeof *published; i++)
+        if (strlen(published[i].name) == n && strncmp(name, published[i].name, n) == 0)
+            return a->hidden_size = published[i].width, a->depth = published[i].depth, a->num_heads = published[i].heads, true;
+    return false;
 }
 
 static const struct tensor *need(const struct tensor_table *table, const char *name, int ndim, struct err *e) {

@@ -43,6 +43,8 @@ int arch_infer(struct arch *, const struct tensor_table *, struct err *);
 // Heads are not looked at.
 int arch_match(const struct arch *, const struct tensor_table *, struct err *);
 int arch_heads(int hidden_size); // of the published width, or 0
+// Width, depth and heads of a published size, its name of n letters S, B, L, XL (DiT paper, table 1) or H (MaskDiT).
+bool arch_size(struct arch *, const char *name, size_t n);
 // The list itself: name and shape of the index-th tensor of this network (0, 1, ...). Returns its rank, 0 past the end. *fixed
 // (may be NULL): the tensor may be absent from a file, since it is computed (position tables) or unused when sampling
 // (mask_token).

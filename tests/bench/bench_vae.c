@@ -14,6 +14,7 @@
 
 #include "core/base/mem.h"
 #include "core/model/vae.h"
+#include "tests/published_vae.h"
 
 static double clock_now(clockid_t clock) {
     struct timespec t;
@@ -36,17 +37,7 @@ int main(int argc, char **argv) {
     static const struct option longs[] = {
         {"size", 1, 0, 's'}, {"threads", 1, 0, 't'}, {"encode", 0, 0, 'e'}, {"runs", 1, 0, 'r'},
         {"backend", 1, 0, 'b'}, {"precision", 1, 0, 'p'}, {"pictures", 1, 0, 'n'}, {0}};
-    struct vae_arch a = {.image_channels = 3,
-                         .latent_channels = 4,
-                         .levels = 4,
-                         .layers = 2,
-                         .groups = 32,
-                         .width = {128, 256, 512, 512},
-                         .encoder = true,
-                         .decoder = true,
-                         .quant = true,
-                         .post_quant = true,
-                         .attention = {true, true}};
+    struct vae_arch a = published_vae;
     struct kern_config config = {.backend = "cpu", .threads = 2};
     int size = 256, runs = 3, pictures = 1;
     enum vae_way way = VAE_DECODE;

@@ -10,23 +10,12 @@
 #include "core/io/checkpoint.h"
 #include "core/io/import.h"
 #include "core/io/model_publish.h"
-
-static const struct vae_arch vae = {.image_channels = 3,
-                                    .latent_channels = 4,
-                                    .levels = 4,
-                                    .layers = 2,
-                                    .groups = 32,
-                                    .width = {128, 256, 512, 512},
-                                    .encoder = true,
-                                    .decoder = true,
-                                    .quant = true,
-                                    .post_quant = true,
-                                    .attention = {true, true}};
+#include "tests/published_vae.h"
 
 static int add_vae(struct model_desc *d, const char *dir, struct err *e) {
-    struct vae_file f = {.arch = vae, .scale = 0.18215};
+    struct vae_file f = {.arch = published_vae, .scale = 0.18215};
     struct vae_weights w;
-    if (vae_random(&w, &vae, 2, e)) return e->status;
+    if (vae_random(&w, &published_vae, 2, e)) return e->status;
     f.table = w.table;
     int rc = import_vae(d, dir, &f, e);
     vae_weights_free(&w);
@@ -34,15 +23,10 @@ static int add_vae(struct model_desc *d, const char *dir, struct err *e) {
 }
 
 static bool shape_arch(struct arch *a, const char *name) {
-    static const struct { const char *name; int width, depth, heads; } sizes[] = {
-        {"S/2", 384, 12, 6}, {"B/2", 768, 12, 12}, {"L/2", 1024, 24, 16}, {"XL/2", 1152, 28, 16}};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        if (strcmp(name, sizes[i].name) != 0) continue;
-        *a = (struct arch){.input_size = 32, .patch_size = 2, .in_channels = 4, .hidden_size = sizes[i].width, .depth = sizes[i].depth,
-                           .num_heads = sizes[i].heads, .num_classes = 1000, .mlp_ratio = 4, .class_dropout = true, .learn_sigma = true};
-        return true;
-    }
-    return false;
+    size_t n = strlen(name);
+    *a = (struct arch){.input_size = 32, .patch_size = 2, .in_channels = 4, .num_classes = 1000, .mlp_ratio = 4, .class_dropout = true,
+                       .learn_sigma = true};
+    return n > 2 && strcmp(name + n - 2, "/2") == 0 && arch_size(a, name, n - 2);
 }
 
 int main(int argc, char **argv) {

@@ -5,6 +5,7 @@
 
 #include "core/model/vae.h"
 #include "kernels/backend.h"
+#include "tests/published_vae.h"
 #include "tests/test.h"
 
 enum { PICTURES = 3 };
@@ -188,23 +189,11 @@ TEST_LIMIT(cuda_picture_norms_and_attention_bf16, 120) { check_rest(KERN_BF16, 2
 
 enum { SIDE = 16, FACTOR = 8, LATENT = 4 * SIDE * SIDE, PICTURE = 3 * SIDE * FACTOR * SIDE * FACTOR };
 
-static const struct vae_arch published = {.image_channels = 3,
-                                          .latent_channels = 4,
-                                          .levels = 4,
-                                          .layers = 2,
-                                          .groups = 32,
-                                          .width = {128, 256, 512, 512},
-                                          .encoder = true,
-                                          .decoder = true,
-                                          .quant = true,
-                                          .post_quant = true,
-                                          .attention = {true, true}};
-
 static struct vae *make(struct kern *k, const struct vae_weights *w) {
     struct vae_size size = {.height = SIDE, .width = SIDE, .decode = true, .encode = true};
     struct vae *v;
     struct err e = {0};
-    CHECK_OK(vae_new(&v, k, &published, &w->table, &size, &e), &e);
+    CHECK_OK(vae_new(&v, k, &published_vae, &w->table, &size, &e), &e);
     return v;
 }
 
@@ -216,7 +205,7 @@ TEST_LIMIT(cuda_vae_of_the_published_size, 300) {
     enum { N = 8 };
     float *z = numbers(N * LATENT, 3, 3), *want = malloc(PICTURE * 4), *exact = malloc(PICTURE * 4), *all = malloc(N * PICTURE * 4),
           *one = malloc(PICTURE * 4), *moments = malloc(4 * 2 * LATENT), *near_moments = malloc(4 * 2 * LATENT);
-    CHECK_OK(vae_random(&w, &published, 3, &e), &e);
+    CHECK_OK(vae_random(&w, &published_vae, 3, &e), &e);
     struct vae *c = make(cpu, &w), *x = make(f32, &w), *v = make(bf16, &w);
     vae_weights_free(&w);
     CHECK(vae_pictures(v) >= N);

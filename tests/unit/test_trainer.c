@@ -414,15 +414,7 @@ TEST_LIMIT(trainer_begins_from_weights_with_other_classes, 120) {
     // and from one of our own checkpoints
     err_clear(&e);
     struct heard h = {0};
-    config.desc.arch = (struct arch){.input_size = SIDE,
-                                     .patch_size = 4,
-                                     .in_channels = 1,
-                                     .hidden_size = 16,
-                                     .depth = 1,
-                                     .num_heads = 2,
-                                     .num_classes = 3,
-                                     .mlp_ratio = 2,
-                                     .class_dropout = true};
+    config.desc.arch = tiny_train(NULL).desc.arch;
     config.steps = 2, config.warmup = 0;
     CHECK_OK(run(&h, NULL, NULL, &e), &e);
     char path[200];

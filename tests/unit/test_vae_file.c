@@ -8,6 +8,7 @@
 #include "core/io/file.h"
 #include "core/io/safetensors.h"
 #include "core/io/vae_file.h"
+#include "tests/published_vae.h"
 #include "tests/test.h"
 
 static const struct vae_arch small = {.image_channels = 3,
@@ -99,17 +100,7 @@ static int count_unit(void *ctx, const struct vae_unit *u) {
 }
 
 TEST(vae_published_counts) { // of stabilityai/sd-vae-ft-ema
-    struct vae_arch a = {.image_channels = 3,
-                         .latent_channels = 4,
-                         .levels = 4,
-                         .layers = 2,
-                         .groups = 32,
-                         .width = {128, 256, 512, 512},
-                         .encoder = true,
-                         .decoder = true,
-                         .quant = true,
-                         .post_quant = true,
-                         .attention = {true, true}};
+    struct vae_arch a = published_vae;
     int64_t all[2] = {0}, decoder[2] = {0};
     vae_walk(&a, count_unit, all);
     a.encoder = false;
