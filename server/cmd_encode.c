@@ -23,7 +23,6 @@
 #include "core/base/mem.h"
 #include "core/io/file.h"
 #include "core/io/picture.h"
-#include "core/io/resize.h"
 #include "core/io/safetensors.h"
 #include "core/model/vae.h"
 #include "server/cmd.h"
@@ -147,15 +146,9 @@ struct work {
 
 // As it is encoded
 static int read_picture(const struct options *o, uint8_t **pixels, int *w, int *h, int *channels, const char *path, struct err *e) {
-    int rc = picture_read(pixels, w, h, channels, path, e);
-    if (rc != OK || !o->size) return rc;
-    uint8_t *square = mem_array((size_t)o->size * (size_t)o->size, (size_t)*channels);
-    rc = square ? resize_center_crop(square, o->size, *pixels, *w, *h, *channels, e) : err_set(e, E_NOMEM, "no memory to cut it");
-    mem_free(*pixels);
-    *pixels = square, *w = *h = o->size;
-    if (rc == OK) return OK;
-    mem_free(square);
-    return err_prefix(e, "%s", path);
+    if (!o->size) return picture_read(pixels, w, h, channels, path, e);
+    *w = *h = o->size;
+    return picture_read_square(pixels, o->size, channels, path, e);
 }
 
 // Planes in -1..1, as torchvision's ToTensor and Normalize(0.5, 0.5) give; grey becomes as many equal planes as the VAE takes.

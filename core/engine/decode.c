@@ -52,20 +52,10 @@ void decode_drop(struct served *s, const struct job *j) {
     }
 }
 
-void decode_scale(const struct served *s, float *z, const float *latent) {
-    const struct model_desc *desc = &s->facts->model.desc;
-    const struct latent *l = &desc->latent;
-    size_t plane = (size_t)desc->arch.input_size * (size_t)desc->arch.input_size;
-    for (int c = 0; c < desc->arch.in_channels; c++) {
-        float std = l->std ? (float)l->std[c] : l->scale > 0 ? (float)(1 / l->scale) : 1, mean = l->mean ? (float)l->mean[c] : 0;
-        for (size_t i = (size_t)c * plane; i < (size_t)(c + 1) * plane; i++) z[i] = latent[i] * std + mean;
-    }
-}
-
 static int begin(struct served *s, struct err *e) {
     int n = 0;
     for (struct decode *d = s->decodes; d && n < vae_pictures(s->vae); d = d->next) {
-        decode_scale(s, s->z + (size_t)n * runner_numel(s->runner), d->latent);
+        model_desc_to_vae(&s->facts->model.desc, s->z + (size_t)n * runner_numel(s->runner), d->latent);
         d->at = n++;
     }
     int rc = vae_start(s->vae, VAE_DECODE, s->z, n, e);

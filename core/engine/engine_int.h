@@ -223,7 +223,6 @@ int served_pixels(uint8_t *dst, const float *x, int channels, int side, bool edm
 
 /* decode.c: pictures out of latents */
 int decode_add(struct served *, struct job *, int index, const float *latent, struct err *); // E_NOMEM
-void decode_scale(const struct served *, float *z, const float *latent); // the VAE's input of one latent
 void decode_drop(struct served *, const struct job *); // all that belongs to the job; NULL: everything
 // Works on the first ones until the clock says until_us, and a little. 1: the first's picture is there; 0: not yet, or nothing waits; negative: it
 // failed. After 1 and after a failure decode_pop, or decode_drop, must follow.

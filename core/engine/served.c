@@ -164,21 +164,18 @@ static int canary(struct served *s, struct err *e) {
     if (!rc) rc = runner_step(s->runner, &one, 1, &rows, e);
     if (!rc) rc = runner_read(s->runner, 0, s->pixels, e); // a device is done only now
     s->row_ms = (double)(engine_now_us() - start) / 1000 / rows;
-    size_t numel = runner_numel(s->runner);
-    for (size_t i = 0; !rc && i < numel; i++)
-        if (!isfinite(s->pixels[i]))
-            rc = err_set(e, E_NONFINITE, "a trial evaluation of its network gave numbers that are not finite");
+    if (!rc && !floats_finite(s->pixels, runner_numel(s->runner)))
+        rc = err_set(e, E_NONFINITE, "a trial evaluation of its network gave numbers that are not finite");
     return rc;
 }
 
 // What the canary left in s->pixels, through the VAE.
 static int canary_picture(struct served *s, struct err *e) {
     if (!s->vae) return OK;
-    decode_scale(s, s->z, s->pixels);
+    model_desc_to_vae(&s->facts->model.desc, s->z, s->pixels);
     int rc = vae_run(s->vae, VAE_DECODE, s->z, s->picture, e);
-    size_t numel = vae_numel(s->vae, VAE_DECODE);
-    for (size_t i = 0; !rc && i < numel; i++)
-        if (!isfinite(s->picture[i])) rc = err_set(e, E_NONFINITE, "a trial picture of its VAE has numbers that are not finite");
+    if (!rc && !floats_finite(s->picture, vae_numel(s->vae, VAE_DECODE)))
+        rc = err_set(e, E_NONFINITE, "a trial picture of its VAE has numbers that are not finite");
     return rc;
 }
 

@@ -135,6 +135,15 @@ int model_dir_begin(struct model_dir *m, const char *dir, struct err *e) { retur
 
 int model_dir_verify(const struct model_dir *m, struct err *e) { return check_digest(m->weights_owner, e); }
 
+void model_desc_to_vae(const struct model_desc *d, float *z, const float *sample) {
+    const struct latent *l = &d->latent;
+    size_t plane = (size_t)d->arch.input_size * (size_t)d->arch.input_size;
+    for (int c = 0; c < d->arch.in_channels; c++) {
+        float std = l->std ? (float)l->std[c] : l->scale > 0 ? (float)(1 / l->scale) : 1, mean = l->mean ? (float)l->mean[c] : 0;
+        for (size_t i = (size_t)c * plane; i < (size_t)(c + 1) * plane; i++) z[i] = sample[i] * std + mean;
+    }
+}
+
 void model_dir_close(struct model_dir *m) {
     owner_free(m->weights_owner);
     model_desc_deinit(&m->desc);

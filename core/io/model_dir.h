@@ -106,5 +106,7 @@ int model_dir_open(struct model_dir *, const char *dir, struct err *);
 int model_dir_begin(struct model_dir *, const char *dir, struct err *);
 int model_dir_verify(const struct model_dir *, struct err *); // E_CONFLICT, E_NOMEM; may be asked again
 void model_dir_close(struct model_dir *);
+// One sample [in_channels, input_size, input_size] of the network to what its VAE decodes. z may be the sample itself.
+void model_desc_to_vae(const struct model_desc *, float *z, const float *sample);
 
 #endif

@@ -8,6 +8,7 @@
 #include "core/io/file.h"
 #include "core/io/jpeg.h"
 #include "core/io/png.h"
+#include "core/io/resize.h"
 
 #define MAX_BYTES ((size_t)256 << 20)
 
@@ -32,4 +33,19 @@ int picture_read(uint8_t **pixels, int *w, int *h, int *channels, const char *pa
     mem_free(bytes);
     if (rc != OK) err_prefix(e, "%s", path);
     return rc;
+}
+
+int picture_read_square(uint8_t **square, int size, int *channels, const char *path, struct err *e) {
+    uint8_t *pixels;
+    int w, h;
+    *square = NULL;
+    int rc = picture_read(&pixels, &w, &h, channels, path, e);
+    if (rc != OK) return rc;
+    *square = mem_array((size_t)size * (size_t)size, (size_t)*channels);
+    rc = *square ? resize_center_crop(*square, size, pixels, w, h, *channels, e) : err_set(e, E_NOMEM, "no memory to cut it");
+    mem_free(pixels);
+    if (rc == OK) return OK;
+    mem_free(*square);
+    *square = NULL;
+    return err_prefix(e, "%s", path);
 }

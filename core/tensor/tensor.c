@@ -154,6 +154,8 @@ static bool all_finite(enum dtype type, const char *at, size_t n) {
     }
 }
 
+bool floats_finite(const float *v, size_t n) { return !any_of_32((const char *)v, n); }
+
 int tensor_check_finite(const struct tensor *t, struct err *e) {
     if (t->dtype != DT_F16 && t->dtype != DT_BF16 && t->dtype != DT_F32 && t->dtype != DT_F64) return OK;
     if (all_finite(t->dtype, t->data, t->count)) return OK;

@@ -41,6 +41,7 @@ void tensor_shape_text(const struct tensor *, char *dst, size_t size); // "[3, 6
 int tensor_to_f32(float *dst, const struct tensor *, struct err *);
 // E_NONFINITE, naming tensor and element, if a float is NaN or infinite or too large for float32. Integers are finite.
 int tensor_check_finite(const struct tensor *, struct err *);
+bool floats_finite(const float *, size_t n); // none of n is NaN or infinite
 
 float f16_to_f32(uint16_t);
 uint16_t f32_to_f16(float); // round to nearest even

@@ -6,7 +6,6 @@
 
 #include "core/base/mem.h"
 #include "core/io/picture.h"
-#include "core/io/resize.h"
 #include "core/train/data_int.h"
 
 struct set {
@@ -34,16 +33,12 @@ static int read_one(const struct data *d, int64_t index, uint64_t draw, float *x
         else high = middle - 1;
     }
     const char *path = s->of[low].at[index - s->first[low]];
-    int side = d->info.size, w, h, channels;
-    uint8_t *pixels, *square = NULL;
-    int rc = picture_read(&pixels, &w, &h, &channels, path, e);
-    if (rc != OK) return rc;
-    if (!(square = mem_array((size_t)side * (size_t)side, (size_t)channels))) rc = err_set(e, E_NOMEM, "no memory for %s", path);
-    if (rc == OK && resize_center_crop(square, side, pixels, w, h, channels, e)) rc = err_prefix(e, "%s", path);
+    int side = d->info.size, channels;
+    uint8_t *square;
+    int rc = picture_read_square(&square, side, &channels, path, e);
     if (rc == OK) data_planes(x, square, side, side, channels, d->info.channels);
     *label = low;
     mem_free(square);
-    mem_free(pixels);
     return rc;
 }
 

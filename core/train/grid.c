@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "core/train/grid.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "core/base/mem.h"
@@ -85,14 +84,10 @@ static void place(struct work *w, int i, const float *x) {
 }
 
 static int finish(struct work *w, int slot, int i, struct err *e) {
-    size_t n = runner_numel(w->runner);
     int rc = runner_read(w->runner, slot, w->x, e);
-    for (size_t p = 0; rc == OK && p < n; p++)
-        if (!isfinite(w->x[p])) rc = err_set(e, E_NONFINITE, "sample %d is not finite", i);
+    if (rc == OK && !floats_finite(w->x, runner_numel(w->runner))) rc = err_set(e, E_NONFINITE, "sample %d is not finite", i);
     if (rc != OK || !w->vae) return rc == OK ? place(w, i, w->x), OK : rc;
-    const struct latent *l = &w->c->desc.latent; // the data's, whatever the VAE's file says
-    float std = (float)(l->std ? l->std[0] : 1 / l->scale), mean = l->mean ? (float)l->mean[0] : 0;
-    for (size_t p = 0; p < n; p++) w->x[p] = w->x[p] * std + mean;
+    model_desc_to_vae(&w->c->desc, w->x, w->x); // the data's scale, whatever the VAE's file says
     rc = vae_run(w->vae, VAE_DECODE, w->x, w->picture, e);
     if (rc == OK) place(w, i, w->picture);
     return rc;

@@ -96,12 +96,6 @@ static int settle(struct trainer *t) {
 
 /* ---- what came of it ---- */
 
-static bool all_finite(const float *v, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        if (!isfinite(v[i])) return false;
-    return true;
-}
-
 static const char *last_good(const struct trainer *t) { return t->keeper.last[0] ? t->keeper.last : "none was written"; }
 
 // Names the first gradient that is not finite, in the order of the network. Gradients are still there: the next step would
@@ -114,7 +108,7 @@ static int blame(struct trainer *t, const char *what, struct err *e) {
     settle(t);
     if (grads) rc = t->k->download(t->k, grads, dit_train_grads(t->net), t->n * sizeof *grads);
     for (int i = 0; grads && rc == 0 && i < n; i++)
-        if (!all_finite(grads + param[i].offset, param[i].count)) {
+        if (!floats_finite(grads + param[i].offset, param[i].count)) {
             name = param[i].name;
             break;
         }
