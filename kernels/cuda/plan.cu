@@ -132,6 +132,12 @@ struct pool {
     cublasLtMatmulAlgo_t algo[CANDIDATES];
 };
 
+static void pool_add(struct pool *pool, const cublasLtMatmulAlgo_t *a) { // if it is new and there is room
+    for (int i = 0; i < pool->n; i++)
+        if (memcmp(&pool->algo[i], a, sizeof *a) == 0) return;
+    if (pool->n < CANDIDATES) pool->algo[pool->n++] = *a;
+}
+
 // Adds what the heuristics propose for a size, best guess first; without split-K and workspace unless any bits will do
 static void propose(struct kern *k, struct pool *pool, const struct plan_key *key, const void *bias, long lines) {
     struct product p;
@@ -147,14 +153,12 @@ static void propose(struct kern *k, struct pool *pool, const struct plan_key *ke
     if (cublasLtMatmulAlgoGetHeuristic(cuda_of(k)->lt, &p.desc, &p.a, &p.b, &p.c, &p.d, &pref, PROPOSALS, all, &n) !=
         CUBLAS_STATUS_SUCCESS)
         return;
-    for (int i = 0; i < n && pool->n < CANDIDATES; i++) {
+    for (int i = 0; i < n; i++) {
         int32_t splits = 0;
         size_t size;
-        int j = 0;
         cublasLtMatmulAlgoConfigGetAttribute(&all[i].algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &splits, sizeof splits, &size);
-        while (j < pool->n && memcmp(&pool->algo[j], &all[i].algo, sizeof all[i].algo) != 0) j++;
-        if (j == pool->n && all[i].state == CUBLAS_STATUS_SUCCESS && (split || (all[i].workspaceSize == 0 && splits <= 1)))
-            pool->algo[pool->n++] = all[i].algo;
+        if (all[i].state == CUBLAS_STATUS_SUCCESS && (split || (all[i].workspaceSize == 0 && splits <= 1)))
+            pool_add(pool, &all[i].algo);
     }
 }
 
@@ -170,14 +174,12 @@ static void propose_known(struct pool *pool) {
     } known[] = {{29, 1, 3}, {29, 9, 3}, {29, 11, 5}, {406, 1, 3},  {406, 9, 3},  {406, 3, 5}, {406, 11, 5}, {406, 3, 2},
                  {406, 11, 2}, {20, 3, 5}, {20, 11, 5}, {20, 3, 2}, {20, 11, 2}, {209, 7, 5}, {31, 15, 5}};
     const int first = pool->known = pool->n;
-    for (size_t i = 0; first && i < sizeof known / sizeof *known && pool->n < CANDIDATES; i++) {
+    for (size_t i = 0; first && i < sizeof known / sizeof *known; i++) {
         cublasLtMatmulAlgo_t a = pool->algo[0];
         cublasLtMatmulAlgoConfigSetAttribute(&a, CUBLASLT_ALGO_CONFIG_TILE_ID, &known[i].tile, sizeof known[i].tile);
         cublasLtMatmulAlgoConfigSetAttribute(&a, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, &known[i].custom, sizeof known[i].custom);
         cublasLtMatmulAlgoConfigSetAttribute(&a, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, &known[i].cluster, sizeof known[i].cluster);
-        int j = 0;
-        while (j < pool->n && memcmp(&pool->algo[j], &a, sizeof a) != 0) j++;
-        if (j == pool->n) pool->algo[pool->n++] = a;
+        pool_add(pool, &a);
     }
 }
 
