@@ -60,7 +60,7 @@ static const struct option_desc options[] = {
     REAL("t-std", t_std, "1", 0.001, 10, "of the logit-normal"),
     REAL("dropout", dropout, "0.1", 0, 1, "labels replaced by the null class, for guidance; 0: there is no null class"),
     HEADING("Optimiser (AdamW)"),
-    WHOLE("steps", steps, "400000", 1, 99999999, "steps of the whole run"),
+    WHOLE("steps", steps, "400000", 1, 99999999, "steps of the whole run, those of what --resume continues included"),
     WHOLE("batch", batch, "256", 1, 1048576, "images a step, over all devices"),
     WHOLE("microbatch", microbatch, "0", 0, 1048576, "images at a time: the step is their accumulation; 0: all"),
     REAL("lr", lr, "1e-4", 0, 10, "learning rate"),

@@ -51,7 +51,8 @@ struct train_peers {
 };
 
 // Opens the device, makes the network, begins or continues. Config and data must outlive the trainer; peers may be NULL. Errors
-// as of its parts; a microbatch that does not fit is E_NOMEM with one that does.
+// as of its parts; a microbatch that does not fit is E_NOMEM with one that does; a checkpoint beyond the last step is E_CONFLICT, one
+// of the last step a run that is done.
 int trainer_new(struct trainer **, const struct train_config *, const struct data *, const struct train_peers *,
                 const struct train_events *, struct err *);
 void trainer_free(struct trainer *); // NULL is fine; waits for the writer

@@ -135,6 +135,9 @@ static int begin(struct trainer *t, struct err *e) {
     struct snapshot *s = &t->snapshot;
     bool automatic = t->c->resume && strcmp(t->c->resume, "auto") == 0;
     int rc = begin_from(t, e);
+    if (rc == OK && s->step > t->c->steps)
+        rc = err_param(e, E_CONFLICT, "steps", "%s is of step %lld, --steps asks for a run of %lld: name more, or continue an earlier checkpoint",
+                       t->keeper.last, (long long)s->step, (long long)t->c->steps);
     if (rc == OK && t->peers.rank == 0 && !automatic) rc = keeper_check_new(t->c, s->step, e);
     for (int i = 0; rc == OK && i < s->n_arrays; i++)
         rc = trainer_kern(t, t->k->upload(t->k, t->array[i], s->array[i], t->n * sizeof(float)), e);

@@ -177,6 +177,9 @@ def test_messages_say_what_would_help(tmp_path, pictures):
     train(pictures, out, "--steps", 6)
     said = train(pictures, out, "--steps", 8, "--resume", "auto", "--batch", 6, code=65).stderr
     assert "batch = 8, this one 6" in said and "--init" in said
+    said = train(pictures, out, "--steps", 5, "--resume", "auto", code=65).stderr
+    assert "step-00000006.safetensors is of step 6, --steps asks for a run of 5" in said
+    assert "6 of 6 steps" in train(pictures, out, "--steps", 6, "--resume", "auto").stdout
 
 
 @pytest.mark.full

@@ -246,6 +246,13 @@ TEST_LIMIT(trainer_refuses_what_does_not_fit, 120) {
         if (rc != E_CONFLICT || strcmp(e.param, cases[i].param) || !strstr(e.text, cases[i].text))
             test_fail(__FILE__, __LINE__, "%d %s: %s", rc, e.param, e.text);
     }
+    config = good, h = (struct heard){0};
+    err_clear(&e);
+    CHECK_OK(run(&h, NULL, NULL, &e), &e); // done already: nothing is left to do
+    CHECK(h.stats == 0 && h.saved == 0);
+    config.steps = 1;
+    CHECK(run(&h, NULL, NULL, &e) == E_CONFLICT && !strcmp(e.param, "steps") && strstr(e.text, "step-00000002.safetensors is of step 2") &&
+          strstr(e.text, "a run of 1:"));
     config = good;
     err_clear(&e);
     config.resume = in_run("none.safetensors");
