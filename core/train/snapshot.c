@@ -76,17 +76,21 @@ static int to_file(void *file, const void *bytes, size_t n, struct err *e) { ret
 
 int snapshot_write(const struct snapshot *s, const char *path, const struct train_config *c, struct err *e) {
     struct train_fact facts[TRAIN_FACTS];
-    struct meta_pair meta[TRAIN_FACTS + 3];
+    struct meta_pair meta[TRAIN_FACTS + 5];
     struct listing l;
     struct file_out out;
-    char step[32], best[32];
+    char step[32], best[32], window_loss[32], window_steps[32];
     int n = 0;
     train_config_facts(c, facts);
     snprintf(step, sizeof step, "%lld", (long long)s->step);
     snprintf(best, sizeof best, "%.17g", s->best);
+    snprintf(window_loss, sizeof window_loss, "%.17g", s->window.loss);
+    snprintf(window_steps, sizeof window_steps, "%lld", (long long)s->window.steps);
     meta[n++] = (struct meta_pair){(char *)"kind", (char *)"sitd-train"};
     meta[n++] = (struct meta_pair){(char *)"step", step};
     meta[n++] = (struct meta_pair){(char *)"best", best};
+    meta[n++] = (struct meta_pair){(char *)"window_loss", window_loss};
+    meta[n++] = (struct meta_pair){(char *)"window_steps", window_steps};
     for (int i = 0; i < TRAIN_FACTS; i++) meta[n++] = (struct meta_pair){(char *)(uintptr_t)facts[i].name, facts[i].value};
     int rc = list_arrays(&l, s, e);
     if (rc == OK) rc = file_out_open(&out, path, e);
@@ -126,6 +130,16 @@ static int check_facts(const struct safetensors *f, const struct train_config *c
     return OK;
 }
 
+// The window is missing in older files: it begins here.
+static int take_window(struct loss_window *w, const struct safetensors *f, int64_t step, struct err *e) {
+    const char *loss = meta_of(f, "window_loss"), *steps = meta_of(f, "window_steps");
+    *w = (struct loss_window){0};
+    if (!loss || !steps) return OK;
+    *w = (struct loss_window){strtod(loss, NULL), strtoll(steps, NULL, 10)};
+    if (isfinite(w->loss) && w->steps >= 0 && w->steps <= step) return OK;
+    return err_param(e, E_FORMAT, "window_steps", "its window of losses, '%s' in '%s' steps, cannot be", loss, steps);
+}
+
 // One tensor of each parameter under a prefix, into a flat array.
 static int take_array(float *flat, const struct snapshot *s, const struct tensor_table *table, const char *prefix,
                       struct err *e) {
@@ -156,7 +170,7 @@ static int take_ours(struct snapshot *s, const struct safetensors *f, const stru
     if (!bins || bins->dtype != DT_F64 || bins->bytes != sizeof s->bins)
         return err_param(e, E_FORMAT, "loss_by_time", "tensor 'loss_by_time' is missing or misshapen");
     memcpy(&s->bins, bins->data, sizeof s->bins);
-    return OK;
+    return take_window(&s->window, f, s->step, e);
 }
 
 /* ---- the authors' files ---- */

@@ -4,8 +4,9 @@
  *
  * A file is safetensors. Tensors, for each parameter NAME (the authors' names): model.NAME, exp_avg.NAME and exp_avg_sq.NAME
  * (AdamW's moments), ema.NAME and, with several decays, ema1.NAME and so on; loss_by_time [2, bins]. __metadata__: kind
- * "sitd-train", step (finished steps: it is the random numbers' and the data's position too), best, and what a run that continues
- * it must have in common with it (config.h's facts). Written under a temporary name, synced, renamed: a file of that name is
+ * "sitd-train", step (finished steps: it is the random numbers' and the data's position too), best, window_loss and window_steps
+ * (what --publish-when improved compares; older files lack the window), and what a run that continues it must have in common with
+ * it (config.h's facts). Written under a temporary name, synced, renamed: a file of that name is
  * whole.
  *
  * The authors' training checkpoints (.pt of DiT and SiT: model, ema, opt) are read too. Thread: one at a time; several may read
@@ -17,6 +18,11 @@
 
 enum { SNAPSHOT_WEIGHTS, SNAPSHOT_MOMENT1, SNAPSHOT_MOMENT2, SNAPSHOT_EMA, SNAPSHOT_ARRAYS = SNAPSHOT_EMA + KERN_MAX_EMA };
 
+struct loss_window { // the steps since a publication was last due
+    double loss;     // summed over them
+    int64_t steps;
+};
+
 struct snapshot {
     const struct dit_train *net; // names, shapes and places
     size_t n;                    // floats of an array
@@ -24,6 +30,7 @@ struct snapshot {
     float *array[SNAPSHOT_ARRAYS];
     int64_t step;
     double best; // lowest mean loss at a publication; infinite before the first
+    struct loss_window window;
     struct objective_bins bins;
 };
 

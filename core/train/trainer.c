@@ -139,7 +139,7 @@ static int account(struct trainer *t, double *step_loss, struct err *e) {
     *step_loss = sums[0] + sums[1];
     t->sum.loss += *step_loss, t->sum.mse += sums[0], t->sum.vb += sums[1];
     t->sum.grad += sqrt(norm2), t->sum.moved += sqrt(moved2);
-    t->published.loss += *step_loss, t->published.n++;
+    t->window.loss += *step_loss, t->window.steps++;
     return OK;
 }
 
@@ -192,10 +192,10 @@ static int hold(struct trainer *t, struct err *e) { // the snapshot becomes this
 }
 
 static bool want_publish(struct trainer *t) {
-    if (!t->c->publish || !due(t, t->c->publish_every) || t->published.n == 0) return false;
-    double loss = t->published.loss / (double)t->published.n;
+    if (!t->c->publish || !due(t, t->c->publish_every) || t->window.steps == 0) return false;
+    double loss = t->window.loss / (double)t->window.steps;
     bool better = loss < t->best;
-    t->published.loss = 0, t->published.n = 0;
+    t->window = (struct loss_window){0};
     if (better) t->best = loss;
     return better || !t->c->publish_improved;
 }

@@ -47,10 +47,7 @@ struct trainer {
     struct {
         double loss, mse, vb, grad, moved, seconds;
     } sum; // since the last report
-    struct {
-        double loss;
-        int64_t n;
-    } published;         // since the last publication
+    struct loss_window window;
     double step_seconds; // smoothed
 };
 

@@ -86,7 +86,7 @@ int trainer_fill(struct trainer *t, struct err *e) {
     int rc = OK;
     for (int i = 0; rc == OK && i < s->n_arrays; i++)
         rc = trainer_kern(t, t->k->download(t->k, s->array[i], t->array[i], t->n * sizeof(float)), e);
-    s->step = t->step, s->bins = t->bins, s->best = t->best;
+    s->step = t->step, s->bins = t->bins, s->best = t->best, s->window = t->window;
     return rc;
 }
 
@@ -145,6 +145,7 @@ static int begin(struct trainer *t, struct err *e) {
     t->step = t->saved = t->reported = s->step;
     t->bins = s->bins;
     t->best = s->best;
+    t->window = s->window;
     struct feed_spec feed = {.step = (uint64_t)t->step,
                              .batch = t->c->batch,
                              .first = t->peers.rank * t->local,

@@ -68,6 +68,7 @@ static const char *in_run(const char *name) {
 
 struct heard {
     int saved, published, pictures, trouble, stats;
+    int64_t published_at[32];
     double first_loss, last_loss;
     char text[1400];
     int64_t stop_at, fault_at; // steps at which the run is stopped, or the disk becomes full until that was noticed
@@ -90,7 +91,7 @@ static void on_stats(void *ctx, const struct train_stats *s) {
 }
 static void on_note(void *ctx, enum train_note kind, int64_t step, const char *text) {
     struct heard *h = ctx;
-    (void)step;
+    if (kind == NOTE_PUBLISHED) h->published_at[h->published % 32] = step;
     h->saved += kind == NOTE_SAVED, h->published += kind == NOTE_PUBLISHED, h->pictures += kind == NOTE_PICTURES;
     if (kind != NOTE_TROUBLE) return;
     fault_disarm();
@@ -137,6 +138,61 @@ TEST_LIMIT(trainer_continues_bit_for_bit, 120) {
         CHECK(memcmp(whole[i], cut[i], n * sizeof(float)) == 0);
         mem_free(whole[i]), mem_free(cut[i]);
     }
+    end();
+}
+
+// A cut falls into a window of losses, and what the window was is in the last checkpoint's `best` as well.
+TEST_LIMIT(trainer_publishes_on_improvement_as_if_never_cut, 120) {
+    struct err e = {0};
+    struct heard h = {0}, g = {0};
+    void *whole, *cut;
+    size_t n, m;
+    char models[128];
+    begin();
+    snprintf(models, sizeof models, "%s/models/x", dir);
+    config.publish = models, config.publish_every = 5, config.publish_improved = true, config.steps = 40;
+    CHECK_OK(run(&h, NULL, NULL, &e), &e);
+    CHECK_OK(file_read(&whole, &n, in_run("checkpoints/step-00000040.safetensors"), 1 << 24, &e), &e);
+    CHECK(h.published > 1 && h.published < 8);
+    snprintf(out, sizeof out, "%s/second", dir);
+    config.resume = "auto", config.desc.step = 0;
+    for (int64_t at = 4; at <= 44; at += 5) { // windows of four steps and one
+        stop = 0, g.stop_at = at;
+        CHECK_OK(run(&g, NULL, NULL, &e), &e);
+    }
+    CHECK(g.published == h.published && memcmp(g.published_at, h.published_at, sizeof h.published_at) == 0);
+    CHECK_OK(file_read(&cut, &m, in_run("checkpoints/step-00000040.safetensors"), 1 << 24, &e), &e);
+    CHECK(n == m && memcmp(whole, cut, n) == 0);
+    mem_free(whole), mem_free(cut);
+    end();
+}
+
+static void put_text(const char *from, const char *to, const char *key, const char *instead) { // of equal length: no offset moves
+    struct err e = {0};
+    void *bytes;
+    size_t n;
+    CHECK_OK(file_read(&bytes, &n, from, 1 << 24, &e), &e);
+    char *at = memmem(bytes, n, key, strlen(key));
+    CHECK(at && strlen(key) == strlen(instead));
+    memcpy(at, instead, strlen(key));
+    CHECK_OK(file_write(to, bytes, n, &e), &e);
+    mem_free(bytes);
+}
+
+TEST_LIMIT(trainer_reads_checkpoints_without_a_window, 120) {
+    struct err e = {0};
+    struct heard h = {.stop_at = 7};
+    char path[256], old[256];
+    begin();
+    CHECK_OK(run(&h, NULL, NULL, &e), &e);
+    snprintf(path, sizeof path, "%s", in_run("checkpoints/step-00000007.safetensors"));
+    snprintf(old, sizeof old, "%s", in_run("old.safetensors"));
+    config.resume = old;
+    put_text(path, old, "\"window_steps\"", "\"window_other\"");
+    stop = 0, h.stop_at = 0;
+    CHECK_OK(run(&h, NULL, NULL, &e), &e);
+    put_text(path, old, "\"window_steps\":\"7\"", "\"window_steps\":\"8\"");
+    CHECK(run(&h, NULL, NULL, &e) == E_FORMAT && !strcmp(e.param, "window_steps"));
     end();
 }
 
