@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
  * Latents: shards with mean and logvar [n, C, h, w] (float32) and label [n] (int64), as sitd encode writes them. An example is
- * (mean + exp(logvar/2) noise - shift) scale, its noise Philox of (seed, position in the run): a fresh posterior sample an epoch,
+ * (mean + exp(logvar/2) noise - shift) scale, logvar clamped to -30..20 as the authors' autoencoder does, its noise Philox of (seed, position in the run): a fresh posterior sample an epoch,
  * as encoding during training would give. "mean" alone, without logvar, is taken as it is.
  */
 #include <math.h>
@@ -65,7 +65,7 @@ static int read_one(const struct data *d, int64_t index, uint64_t draw, float *x
         if (shard->logvar && i % 4 == 0)
             philox_normal4(d->spec.seed ^ 0x706f7374, (uint32_t)draw, (uint32_t)(draw >> 32), (uint32_t)(i / 4), z);
         float v = float_at(shard->mean, at + i);
-        if (shard->logvar) v += expf(0.5f * float_at(shard->logvar, at + i)) * z[i % 4];
+        if (shard->logvar) v += expf(0.5f * fminf(fmaxf(float_at(shard->logvar, at + i), -30), 20)) * z[i % 4];
         x[i] = (v - shift) * scale;
     }
     *label = (int32_t)label_at(shard, index);

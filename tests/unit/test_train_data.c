@@ -349,6 +349,39 @@ TEST(train_latents_are_sampled_and_scaled) {
     end();
 }
 
+// The first four examples of a shard of one log-variance.
+static void latents_of(float logvar, float x[4 * 64]) {
+    struct data *d;
+    struct err e = {0};
+    int32_t label;
+    put_latents("one.safetensors", 3, 4, 0, logvar, "0.5");
+    CHECK_OK(data_open(&d, &(struct data_spec){.path = at("one.safetensors"), .seed = 5}, &e), &e);
+    for (uint64_t p = 0; p < 4; p++) CHECK_OK(data_example(d, p, x + 64 * p, &label, &e), &e);
+    data_close(d);
+}
+
+TEST(train_latents_have_their_variance_clamped) {
+    float most[256], least[256], x[256];
+    begin();
+    latents_of(20, most);
+    latents_of(-30, least);
+    latents_of(19, x);
+    CHECK(memcmp(x, most, sizeof x) != 0);
+    latents_of(-29, x);
+    CHECK(memcmp(x, least, sizeof x) != 0);
+    latents_of(21, x);
+    CHECK(memcmp(x, most, sizeof x) == 0);
+    latents_of(1e30f, x); // its exponential alone would be infinite
+    CHECK(memcmp(x, most, sizeof x) == 0);
+    latents_of(-1e30f, x);
+    CHECK(memcmp(x, least, sizeof x) == 0);
+    put_latents("one.safetensors", 3, 4, 0, NAN, "0.5");
+    refused(&(struct data_spec){.path = at("one.safetensors")}, E_NONFINITE, "one.safetensors: tensor 'logvar' holds NaN");
+    put_latents("one.safetensors", 3, 4, 0, -INFINITY, "0.5");
+    refused(&(struct data_spec){.path = at("one.safetensors")}, E_NONFINITE, "one.safetensors: tensor 'logvar' holds NaN or infinity");
+    end();
+}
+
 /* ---- order and feed ---- */
 
 TEST(train_order_is_a_permutation_an_epoch) {
