@@ -89,7 +89,7 @@ static bool parse_reals(const char *flag, const char *text, double *v, int most,
 
 static bool name_ok(const char *s) {
     static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.";
-    return *s && *s != '.' && strlen(s) < 64 /* of engine_model.name */ && strspn(s, allowed) == strlen(s);
+    return *s && *s != '.' && strlen(s) < MODEL_NAME_SIZE && strspn(s, allowed) == strlen(s);
 }
 
 static bool parse_option(struct request *r, int c, const char *name) {

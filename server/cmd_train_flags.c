@@ -85,7 +85,7 @@ static const struct option_desc options[] = {
     TEXT("init", init, "",
          "begin from a checkpoint's weights (.pt, safetensors, diffusers); another number of classes gets a new label table. With "
          "--resume auto: where out has no checkpoint yet"),
-    TEXT("publish", publish, "", "model directory that a daemon serves"),
+    TEXT("publish", publish, "", "model directory that a daemon serves: MODELS/NAME; NAME is the model's, up to 63 bytes of printable ASCII without '@'"),
     WHOLE("publish-every", publish_every, "5000", 1, MANY, "steps between publications"),
     CHOICE("publish-when", publish_when, "always", "always|improved",
            "improved: only when the mean loss since the last one is the lowest"),

@@ -61,7 +61,7 @@ struct engine_event {
 #define ENGINE_BEFORE 8
 struct engine_version { char digest[DIGEST_HEX]; int64_t step; };
 struct engine_model { // a loaded model's facts; immutable, reference counted
-    char name[64], digest[DIGEST_HEX];
+    char name[MODEL_NAME_SIZE], digest[DIGEST_HEX];
     struct engine_version before[ENGINE_BEFORE]; // that this one and its predecessors replaced, the last first; digest "": no more
     struct model_desc desc;        // labels, shapes, step (= version)
     struct sampler_model sampler;
@@ -74,7 +74,7 @@ struct engine_model { // a loaded model's facts; immutable, reference counted
 
 enum engine_state { MODEL_LOADS, MODEL_SERVES, MODEL_REFUSED };
 struct engine_entry { // a model directory, for who looks after the server
-    char name[64], digest[DIGEST_HEX]; // digest: of the version that serves; "" none
+    char name[MODEL_NAME_SIZE], digest[DIGEST_HEX]; // digest: of the version that serves; "" none
     enum engine_state state;
     int64_t version;
     char reason[sizeof ((struct err *)0)->text]; // why what model.json says now could not be loaded; "" it was, or is not tried yet

@@ -108,7 +108,7 @@ struct served { // one version of one model, ready on a device
 enum entry_state { ENTRY_LOADING, ENTRY_ADDED, ENTRY_READY, ENTRY_FAILED }; // found at the start; found later; a version serves; none does
 struct entry { // a model directory that was found
     struct entry *next; // by name
-    char name[64];
+    char name[MODEL_NAME_SIZE];
     char *dir;
     /* under the lock */
     enum entry_state state;

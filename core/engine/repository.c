@@ -39,13 +39,6 @@ static int holds_model(const char *path) {
     return there;
 }
 
-// What a request can ask for, a log and a metric can show, and `name@version` can be taken apart again.
-static bool name_ok(const char *s) {
-    for (; *s; s++)
-        if (*s < ' ' || *s > '~' || *s == '@') return false;
-    return true;
-}
-
 static void entry_free(struct entry *entry) {
     if (!entry) return;
     facts_unref(entry->current);
@@ -65,11 +58,8 @@ static int add_entry(struct entry **list, const char *name, const char *dir, str
         entry_free(entry);
         return err_set(e, E_NOMEM, "no memory for the list of models");
     }
-    int rc = strlen(name) >= sizeof entry->name
-                 ? err_set(e, E_RANGE, "%s: a model's name has at most %zu bytes", dir, sizeof entry->name - 1)
-             : !name_ok(name) ? err_set(e, E_RANGE, "%s: a model's name is printable ASCII without '@'", dir)
-                              : OK;
-    if (rc) return entry_free(entry), rc;
+    int rc = model_name_check(name, e);
+    if (rc) return err_prefix(e, "%s", dir), entry_free(entry), rc;
     strcpy(entry->name, name);
     insert(list, entry);
     return OK;

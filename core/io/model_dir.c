@@ -29,6 +29,12 @@ int digest_hex(char hex[DIGEST_HEX], const void *bytes, size_t n) {
     return OK;
 }
 
+int model_name_check(const char *name, struct err *e) {
+    bool ok = name[0] && strlen(name) < MODEL_NAME_SIZE;
+    for (const char *s = name; ok && *s; s++) ok = *s >= ' ' && *s <= '~' && *s != '@';
+    return ok ? OK : err_set(e, E_RANGE, "a model's name, which is its directory's, is at most %d bytes of printable ASCII without '@'", MODEL_NAME_SIZE - 1);
+}
+
 // --- reading
 
 static char *path_of(const char *dir, const char *file, struct err *e) {

@@ -90,6 +90,11 @@ int arch_block_parse(const char *);           // enum arch_block, or -1
 // Overwrites the fields that a recorded case's "config" (the authors' constructor arguments, JSON) names; other keys are not looked at.
 int arch_parse_config(struct arch *, const char *json, struct err *);
 
+// A model is called as its directory is. E_RANGE: a name that a request cannot ask for, a log cannot show or `name@version` cannot be taken
+// apart from; the text says the rule.
+#define MODEL_NAME_SIZE 64
+int model_name_check(const char *name, struct err *);
+
 struct model_dir {
     struct model_desc desc;
     char digest[DIGEST_HEX];         // of model.json

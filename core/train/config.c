@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include "core/train/config.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static int check_step(const struct train_config *c, struct err *e) {
@@ -22,6 +24,21 @@ static int check_step(const struct train_config *c, struct err *e) {
     return OK;
 }
 
+// What a daemon would pass over is better told before a run than found out after it.
+static int check_publish(const struct train_config *c, struct err *e) {
+    char path[PATH_MAX], whole[PATH_MAX];
+    struct err here = {0};
+    if (!c->publish) return OK;
+    size_t n = (size_t)snprintf(path, sizeof path, "%s", c->publish);
+    while (n < sizeof path && n > 1 && path[n - 1] == '/') path[--n] = 0;
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    if ((!strcmp(name, ".") || !strcmp(name, "..")) && realpath(path, whole)) name = strrchr(whole, '/') + 1;
+    if (name[0] == '.')
+        return err_param(e, E_RANGE, "publish", "%s would not be served: a daemon passes over names that begin with a dot", c->publish);
+    if (model_name_check(name, &here)) return err_param(e, here.status, "publish", "%s would not be served: %s", c->publish, here.text);
+    return OK;
+}
+
 int train_config_check(const struct train_config *c, struct err *e) {
     const struct arch *a = &c->desc.arch;
     struct err here = {0};
@@ -29,6 +46,7 @@ int train_config_check(const struct train_config *c, struct err *e) {
     if (c->objective.discrete && c->objective.learned_range != a->learn_sigma)
         return err_param(e, E_CONFLICT, "learn-sigma", "DiT's hybrid loss needs a network with a learned variance, and only it");
     if (objective_check(&c->objective, &here)) return err_param(e, here.status, here.param, "the objective: %s", here.text);
+    if (check_publish(c, e)) return e->status;
     return check_step(c, e);
 }
 

@@ -41,6 +41,25 @@ static int lock(struct keeper *k, const char *folder, struct err *e) {
     return err_param(e, E_BUSY, "out", "another process trains in %s: wait for its end or name another --out", k->config->out);
 }
 
+static bool holds_model(const char *path) {
+    char *file = mem_printf("%s/model.json", path);
+    bool there = file && access(file, F_OK) == 0;
+    mem_free(file);
+    return there;
+}
+
+// A directory that can be had is better made sure of now than after hours. One that holds models is the folder that a daemon looks
+// through: a model.json right in it would hide them.
+static int prepare_publish(const char *dir, struct err *e) {
+    struct data_names models = {0};
+    int rc = file_make_dir(dir, e);
+    if (rc == OK && !holds_model(dir)) rc = data_list(&models, dir, holds_model, e);
+    if (models.n)
+        rc = err_param(e, E_CONFLICT, "publish", "%s is a folder of models: name the model's own directory, as %s/NAME", dir, dir);
+    data_names_free(&models);
+    return rc;
+}
+
 int keeper_open(struct keeper *k, const struct train_config *c, const struct snapshot *s, bool first, struct err *e) {
     *k = (struct keeper){.config = c, .snapshot = s, .lock = -1};
     struct data_names left = {0};
@@ -48,7 +67,7 @@ int keeper_open(struct keeper *k, const struct train_config *c, const struct sna
     char *folder = folder_of(c, e);
     int rc = folder ? file_make_dir(folder, e) : E_NOMEM;
     if (rc == OK) rc = lock(k, folder, e);
-    if (rc == OK && c->publish) rc = file_make_dir(c->publish, e); // a name that cannot be is better told now
+    if (rc == OK && c->publish) rc = prepare_publish(c->publish, e);
     if (rc == OK) rc = data_list(&left, folder, is_leftover, e);
     for (int i = 0; i < left.n; i++) unlink(left.at[i]);
     data_names_free(&left);

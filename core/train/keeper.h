@@ -29,7 +29,7 @@ struct keeper {
 };
 
 // Of a run's first process: makes the folder and the one to publish in, locks the former until keeper_close and removes what killed
-// writers left there. E_BUSY: another process holds it. Of the others (!first): nothing; they only read.
+// writers left there. E_BUSY: another process holds it; E_CONFLICT: models are published beside others, not over them. Of the others (!first): nothing; they only read.
 int keeper_open(struct keeper *, const struct train_config *, const struct snapshot *, bool first, struct err *);
 void keeper_close(struct keeper *); // waits for what runs; zeros are nothing
 // Path [600] of the newest checkpoint there is, back = 1: of the one before it, and so on. E_NOTFOUND where there is none.

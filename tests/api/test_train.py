@@ -157,6 +157,9 @@ def test_a_picture_that_cannot_be_read_costs_no_step(tmp_path):
     (("--data", "{d}", "--out", "{o}", "--model", "DiT-S/2", "--path", "vp"), 78, "path"), (("--data", "{d}", "--out", "{o}", "--model", "DiT-S/2", "--prediction", "score"), 78, "prediction"),
     (("--data", "{d}", "--out", "{o}", "--publish", "{d}/train-images-idx3-ubyte.gz"), 1, "train-images"),
     (("--data", "{d}", "--out", "{o}", "--size", "6"), 65, "more than the 6"),
+    (("--data", "{d}", "--out", "{o}", "--publish", "{o}/m/my@model/"), 78, "m/my@model/ would not be served: a model's name, which is its directory's, is at most 63 bytes of printable ASCII without '@'"),
+    (("--data", "{d}", "--out", "{o}", "--publish", "{o}/m/" + 64 * "n"), 78, "63 bytes"), (("--data", "{d}", "--out", "{o}", "--publish", "{o}/m/caf\u00e9"), 78, "printable ASCII"),
+    (("--data", "{d}", "--out", "{o}", "--publish", "{o}/m/.new"), 78, "begin with a dot"), (("--data", "{d}", "--out", "{o}", "--publish", "/"), 78, "would not be served"),
 ])
 def test_what_is_wrong_is_named(tmp_path, pictures, args, code, text):
     args = [a.format(d=pictures, o=tmp_path / "o") for a in args]
@@ -224,6 +227,18 @@ def test_published_weights_are_stored_as_asked(tmp_path, pictures):
         kind = "e" if dtype == "F16" else "f"
         assert data == struct.pack(f"<{len(data) // struct.calcsize(kind)}{kind}", *struct.unpack(f"<{len(whole[name][2]) // 4}f", whole[name][2])), name
     assert "publish-storage" in train(pictures, tmp_path, "--publish-storage", "f8", code=2).stderr
+
+
+def test_a_model_is_published_where_it_is_served(tmp_path, pictures, start):
+    """Names of 63 bytes are; the folder of models itself is no model's directory."""
+    name, models = "n" * 62 + " ", tmp_path / "models"
+    train(pictures, tmp_path / "a", "--steps", 3, "--warmup", 0, "--publish", models / name)
+    said = train(pictures, tmp_path / "b", "--steps", 3, "--warmup", 0, "--publish", models, code=65).stderr
+    assert f"{models} is a folder of models: name the model's own directory, as {models}/NAME" in said and not (models / "model.json").exists()
+    train(pictures, tmp_path / "c", "--steps", 4, "--warmup", 0, "--publish", f"{models / name}/.")
+    daemon = start(models_dir=models)
+    served = daemon.get("/v1/models").json()
+    assert name in str(served), served
 
 
 class Versions(threading.Thread):
