@@ -158,24 +158,26 @@ static int sample(struct sample_options *o, struct engine *engine, struct run *r
     return rc;
 }
 
+int sample_open(struct engine **engine, const struct sample_options *o, int max_jobs, int max_images,
+                void (*event)(void *, const struct engine_event *), void *ctx) {
+    char cache[512];
+    struct engine_options eo = {.models_dir = o->model, .cache = cache_folder("", cache, sizeof cache), .backend = o->backend, .precision = o->precision, .max_rows = o->max_rows, .threads = o->threads,
+                                .max_jobs = max_jobs, .max_images = max_images, .event = event, .ctx = ctx};
+    struct err e = {0};
+    if (engine_open(engine, &eo, &e)) return fprintf(stderr, "sitd sample: %s\n", e.text), status_exit_code(e.status);
+    return 0;
+}
+
 int cmd_sample(int argc, char **argv) {
     struct sample_options o = {.n = 1, .max_rows = 16, .backend = "cpu", .precision = "f32", .body = json_object(), .sampler = json_object()};
     struct run run = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
     struct engine *engine;
-    struct err e = {0};
     if (!o.body || json_object_set_new(o.body, "sampler", o.sampler)) return 1;
     int rc = sample_parse(&o, argc, argv);
     if (rc) return json_decref(o.body), rc - 1;
     if (o.npz) return rc = sample_export(&o), json_decref(o.body), rc;
     if ((rc = check_out(o.out)) != 0) return json_decref(o.body), rc;
-    char cache[512];
-    struct engine_options eo = {.models_dir = o.model, .cache = cache_folder("", cache, sizeof cache), .backend = o.backend, .precision = o.precision, .max_rows = o.max_rows, .threads = o.threads,
-                                .max_jobs = 1, .max_images = REQUEST_MAX_IMAGES, .event = on_event, .ctx = &run};
-    if (engine_open(&engine, &eo, &e)) {
-        fprintf(stderr, "sitd sample: %s\n", e.text);
-        json_decref(o.body);
-        return status_exit_code(e.status);
-    }
+    if ((rc = sample_open(&engine, &o, 1, REQUEST_MAX_IMAGES, on_event, &run)) != 0) return json_decref(o.body), rc;
     if (wait_for(&run, &run.loaded, false)) {
         fprintf(stderr, "sitd sample: %s\n", run.err.text);
         rc = status_exit_code(run.err.status);

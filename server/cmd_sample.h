@@ -23,6 +23,9 @@ struct sample_options {
 int sample_parse(struct sample_options *, int argc, char **argv);
 // The flags as a resolved request; o->body is the request's JSON afterwards. 0, or the exit status.
 int sample_request(struct resolved *out, struct sample_options *, const struct engine_model *);
+// The engine that makes them; events as engine_options'. 0, or the exit status: what is wrong has been printed.
+int sample_open(struct engine **, const struct sample_options *, int max_jobs, int max_images,
+                void (*event)(void *ctx, const struct engine_event *), void *ctx);
 int sample_usage(const char *what, const char *value); // prints, returns 2
 
 // sitd sample --npz. Returns the exit status.

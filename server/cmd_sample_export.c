@@ -8,7 +8,6 @@
  * Images become ready out of order, the file grows in order. A window of WINDOW jobs of half a batch each is in the engine at any time: enough
  * to keep every row busy while the oldest image is awaited, and all the memory that is needed, however many images there are.
  */
-#include "server/cache.h"
 #include "server/cmd_sample.h"
 
 #include <pthread.h>
@@ -225,17 +224,15 @@ static int with_model(struct export *x, struct sample_options *o) {
 
 int sample_export(struct sample_options *o) {
     struct export x = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER, .npz = {.fd = -1}};
-    char cache[512];
-    struct engine_options eo = {.models_dir = o->model, .cache = cache_folder("", cache, sizeof cache), .backend = o->backend, .precision = o->precision, .max_rows = o->max_rows, .threads = o->threads,
-                                .max_jobs = WINDOW, .max_images = WINDOW * (o->max_rows / 2), .event = on_event, .ctx = &x};
     struct err e = {0};
-    if (engine_open(&x.engine, &eo, &e)) return fprintf(stderr, "sitd sample: %s\n", e.text), status_exit_code(e.status);
+    int rc = sample_open(&x.engine, o, WINDOW, WINDOW * (o->max_rows / 2), on_event, &x);
+    if (rc) return rc;
     pthread_mutex_lock(&x.lock);
     while (!x.loaded) pthread_cond_wait(&x.changed, &x.lock);
     e = x.err;
     pthread_mutex_unlock(&x.lock);
     if (e.status != OK) fprintf(stderr, "sitd sample: %s\n", e.text);
-    int rc = e.status != OK ? status_exit_code(e.status) : with_model(&x, o);
+    rc = e.status != OK ? status_exit_code(e.status) : with_model(&x, o);
     engine_close(x.engine); // no event after it: the rest is ours alone
     npz_close(&x.npz);
     for (int i = 0; x.ring && i < x.ring_n; i++) mem_free(x.ring[i]);
