@@ -144,7 +144,6 @@ static int wrap_linear(struct dit *m, struct dit_linear *out, const struct parts
     int rc = m->k->linear_wrap(m->k, spec, m->flat->weights + w->offset, m->flat->weights + b->offset, &out->run);
     if (rc) return dit_failed(m, rc, e);
     out->w = w->offset, out->b = b->offset, out->out = spec->out;
-    m->bytes += (size_t)spec->out * (size_t)spec->in * kern_dtype_size(spec->x_f32 && spec->y_f32 ? KERN_F32 : m->k->act);
     return own_layer(m, out->run, e);
 }
 

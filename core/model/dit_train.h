@@ -57,5 +57,5 @@ int dit_train_backward(struct dit_train *, int R, bool add, struct err *);
 // reductions that overlap. Each float is told once; ranges of blocks and of modulation alternate, each kind descending.
 void dit_train_on_grads(struct dit_train *, void (*fn)(void *ctx, size_t offset, size_t count), void *ctx);
 
-size_t dit_train_bytes(const struct dit_train *);
+size_t dit_train_bytes(const struct dit_train *); // of its buffers; copies that a back end keeps of weights come on top
 #endif

@@ -5,6 +5,8 @@
  *
  *   bench-train SHAPE ROWS STEPS [bf16|f32] [none|block]     SHAPE: S/2, B/2, L/2, XL/2
  *
+ * gib: what the GPU has less of at the end than after it was opened, whatever took it; on a card that nobody else uses.
+ *
  * With RANK, WORLD_SIZE and MASTER_ADDR in the environment (or what mpirun and Slurm set) every process runs ROWS rows on its own
  * GPU and gradients are summed.
  */
@@ -129,6 +131,7 @@ int main(int argc, char **argv) {
     struct kern_config config = {
         .backend = "cuda", .act = f32 ? KERN_F32 : KERN_BF16, .exact_stream = true, .device = ranks.local};
     check(kern_open(&b.k, &config, why, sizeof why), "kern_open", why);
+    size_t free_before = b.k->device_memory(b.k);
     NET(dit_train_new(&b.t, b.k, &a, b.rows, block ? RECOMPUTE_BLOCK : RECOMPUTE_NONE, &e));
     b.n = dit_train_floats(b.t), b.numel = 4 * 32 * 32;
     reserve(&b);
@@ -139,12 +142,11 @@ int main(int argc, char **argv) {
     double begin = now();
     for (int i = 0; i < steps; i++) step(&b);
     float last = mean_loss(&b);
-    double ms = 1e3 * (now() - begin) / steps;
+    double ms = 1e3 * (now() - begin) / steps, gib = ((double)free_before - (double)b.k->device_memory(b.k)) / (1 << 30);
     if (ranks.rank == 0)
         printf("{\"shape\": \"%s\", \"rows\": %d, \"gpus\": %d, \"ms\": %.2f, \"images_per_s\": %.0f, \"gib\": %.2f, \"loss\": "
                "[%.4f, %.4f]}\n",
-               shape, b.rows, ranks.size, ms, 1e3 * b.rows * ranks.size / ms,
-               (double)(dit_train_bytes(b.t) + 12 * b.n) / (1 << 30), (double)first, (double)last);
+               shape, b.rows, ranks.size, ms, 1e3 * b.rows * ranks.size / ms, gib, (double)first, (double)last);
     fflush(stdout);
     parallel_free(b.parallel);
     return 0;
