@@ -121,21 +121,20 @@ static int blame(struct trainer *t, const char *what, struct err *e) {
 
 // Reads the step's numbers back, checks and sums them.
 static int account(struct trainer *t, double *step_loss, struct err *e) {
-    double norm2, moved2, sums[3] = {0, 0, *t->stop != 0};
-    struct kern *k = t->k;
-    int rc = k->download(k, t->host_loss, t->loss, (size_t)t->local * 2 * sizeof(float));
-    if (!rc) rc = k->download(k, &norm2, t->norm2, sizeof norm2);
-    if (!rc) rc = k->download(k, &moved2, t->moved2, sizeof moved2);
+    double sums[3] = {0, 0, *t->stop != 0};
+    int rc = t->k->download(t->k, t->host, t->norm2, trainer_numbers(t));
     if (rc) return trainer_kern(t, rc, e);
+    const double norm2 = t->host[0], moved2 = t->host[1];
+    const float *loss = (const float *)(t->host + 2);
     for (int i = 0; i < t->local; i++)
-        for (int j = 0; j < 2; j++) sums[j] += t->host_loss[2 * i + j] / t->c->batch;
+        for (int j = 0; j < 2; j++) sums[j] += loss[2 * i + j] / t->c->batch;
     if (t->peers.numbers && t->peers.numbers(t->peers.ctx, sums, 3, e)) return e->status;
     t->stopping = sums[2] > 0;
     if (!isfinite(sums[0] + sums[1])) return blame(t, "the loss", e);
     if (!isfinite(norm2)) return blame(t, "the gradient's norm", e);
     if (!isfinite(moved2)) return blame(t, "the update", e);
     for (int i = 0; i < t->local; i++)
-        objective_bins_add(&t->bins, t->row[i].place, t->host_loss[2 * i] * (t->c->objective.discrete ? 1 : t->row[i].velocity));
+        objective_bins_add(&t->bins, t->row[i].place, loss[2 * i] * (t->c->objective.discrete ? 1 : t->row[i].velocity));
     *step_loss = sums[0] + sums[1];
     t->sum.loss += *step_loss, t->sum.mse += sums[0], t->sum.vb += sums[1];
     t->sum.grad += sqrt(norm2), t->sum.moved += sqrt(moved2);

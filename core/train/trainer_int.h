@@ -25,15 +25,16 @@ struct trainer {
     double peak;
     /* buffers */
     float *array[SNAPSHOT_ARRAYS]; // weights (the network's), moments, EMAs
-    float *x1, *x0, *loss;         // [rows, numel], [rows, numel], [local, 2]
-    double *norm2, *moved2;        // one each
+    float *x1, *x0;                // [rows, numel] each
+    double *norm2, *moved2;        // one each; the step's numbers lie in one buffer, that begins with norm2
+    float *loss;                   // [local, 2]
     /* host */
     struct objective_row *row; // [local]
     struct kern_mix *mix;      // [rows], as the next three
     struct kern_loss *judge;
     float *time;
     int32_t *label;
-    float *host_loss; // [local, 2]
+    double *host; // the step's numbers: norm2, moved2, then loss
     struct snapshot snapshot;
     struct keeper keeper;
     bool held;   // the snapshot is that of `step`
@@ -52,6 +53,7 @@ struct trainer {
 };
 
 int trainer_kern(struct trainer *, int rc, struct err *); // a kern status as ours
+static inline size_t trainer_numbers(const struct trainer *t) { return 2 * sizeof(double) + (size_t)t->local * 2 * sizeof(float); } // bytes
 // All arrays to the host; the writer must not be at work.
 int trainer_fill(struct trainer *, struct err *);
 double trainer_now(void);

@@ -65,16 +65,15 @@ static int make_arrays(struct trainer *t, struct err *e) {
         rc = make_buffer(t, &t->array[i], t->n * sizeof(float), e);
     if (rc == OK) rc = make_buffer(t, &t->x1, image, e);
     if (rc == OK) rc = make_buffer(t, &t->x0, image, e);
-    if (rc == OK) rc = make_buffer(t, &t->loss, local * 2 * sizeof(float), e);
-    if (rc == OK) rc = make_buffer(t, &t->norm2, sizeof(double), e);
-    if (rc == OK) rc = make_buffer(t, &t->moved2, sizeof(double), e);
+    if (rc == OK) rc = make_buffer(t, &t->norm2, trainer_numbers(t), e);
+    if (rc == OK) t->moved2 = t->norm2 + 1, t->loss = (float *)(t->norm2 + 2);
     t->row = mem_array(local, sizeof *t->row);
     t->mix = mem_array(rows, sizeof *t->mix);
     t->judge = mem_array(rows, sizeof *t->judge);
     t->time = mem_array(rows, sizeof *t->time);
     t->label = mem_array(rows, sizeof *t->label);
-    t->host_loss = mem_array(local * 2, sizeof *t->host_loss);
-    bool all = t->row && t->mix && t->judge && t->time && t->label && t->host_loss;
+    t->host = mem_alloc(trainer_numbers(t));
+    bool all = t->row && t->mix && t->judge && t->time && t->label && t->host;
     if (rc == OK && !all) rc = err_set(e, E_NOMEM, "no memory for a step of %d images", t->local);
     return rc == OK ? snapshot_new(&t->snapshot, t->net, t->c->n_ema, e) : rc;
 }
@@ -216,7 +215,7 @@ void trainer_free(struct trainer *t) {
     keeper_close(&t->keeper);
     feed_close(t->feed);
     snapshot_free(&t->snapshot);
-    void *device[] = {t->x1, t->x0, t->loss, t->norm2, t->moved2};
+    void *device[] = {t->x1, t->x0, t->norm2};
     for (size_t i = 0; t->k && i < sizeof device / sizeof *device; i++)
         if (device[i]) t->k->free(t->k, device[i]);
     for (int i = SNAPSHOT_MOMENT1; i < SNAPSHOT_ARRAYS; i++)
@@ -224,7 +223,7 @@ void trainer_free(struct trainer *t) {
     if (t->peers.leave) t->peers.leave(t->peers.ctx);
     dit_train_free(t->net);
     kern_close(t->k);
-    void *host[] = {t->row, t->mix, t->judge, t->time, t->label, t->host_loss};
+    void *host[] = {t->row, t->mix, t->judge, t->time, t->label, t->host};
     for (size_t i = 0; i < sizeof host / sizeof *host; i++) mem_free(host[i]);
     mem_free(t);
 }
