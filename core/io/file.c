@@ -106,12 +106,18 @@ static int check_stat(int fd, size_t *n, const char *path, size_t limit, struct 
     return OK;
 }
 
-int file_read(void **bytes, size_t *n, const char *path, size_t limit, struct err *e) {
-    *bytes = NULL;
+static int open_regular(size_t *n, const char *path, size_t limit, struct err *e) { // the descriptor, or a status
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // O_NONBLOCK: opening a named pipe must not wait for a writer
     if (fd < 0) return fail(e, errno, "open", path);
     int rc = check_stat(fd, n, path, limit, e);
-    if (rc == OK && !(*bytes = mem_alloc(*n + 1))) rc = err_set(e, E_NOMEM, "no memory for the %zu bytes of %s", *n, path);
+    return rc == OK ? fd : (close(fd), rc);
+}
+
+int file_read(void **bytes, size_t *n, const char *path, size_t limit, struct err *e) {
+    *bytes = NULL;
+    int fd = open_regular(n, path, limit, e), rc = OK;
+    if (fd < 0) return fd;
+    if (!(*bytes = mem_alloc(*n + 1))) rc = err_set(e, E_NOMEM, "no memory for the %zu bytes of %s", *n, path);
     if (rc == OK) rc = read_all(fd, *bytes, *n, path, e);
     close(fd);
     if (rc == OK) ((char *)*bytes)[*n] = 0; // a file that grew could have left its byte here
@@ -120,6 +126,33 @@ int file_read(void **bytes, size_t *n, const char *path, size_t limit, struct er
         *bytes = NULL;
     }
     return rc;
+}
+
+int file_in_open(struct file_in *f, const char *path, struct err *e) {
+    *f = (struct file_in){.fd = -1, .path = mem_strdup(path)};
+    if (!f->path) return err_set(e, E_NOMEM, "no memory to read %s", path);
+    f->fd = open_regular(&f->n, path, SIZE_MAX, e);
+    if (f->fd >= 0) return OK;
+    int rc = f->fd;
+    file_in_close(f);
+    return rc;
+}
+
+int file_in_read(const struct file_in *f, void *dst, size_t n, size_t at, struct err *e) {
+    for (size_t done = 0; done < n;) {
+        ssize_t got = read_some(f->fd, (char *)dst + done, n - done, at + done);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return fail(e, errno, "read", f->path);
+        if (got == 0) return err_set(e, E_IO, "%s has become shorter than it was when it was opened", f->path);
+        done += (size_t)got;
+    }
+    return OK;
+}
+
+void file_in_close(struct file_in *f) {
+    if (f->fd >= 0) close(f->fd);
+    mem_free(f->path);
+    *f = (struct file_in){.fd = -1};
 }
 
 // Not mkstemp: it makes files of mode 0600, and asking for the umask is not thread-safe.

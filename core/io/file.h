@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * file: whole files in, whole files out.
+ * file: whole files in, whole files out; parts of large files in.
  *
  * Files are read into memory, never mapped: a mapping of a file that another process cuts short is a SIGBUS, and the bytes that
  * were hashed must be the bytes that are used. Files are written under a temporary name, synced, then renamed, so that a reader
@@ -17,6 +17,17 @@
 // (also: the file changed its length meanwhile), E_UNSUPPORTED (a directory, a pipe), E_RANGE (more than `limit` bytes), E_NOMEM.
 // The text names the path.
 int file_read(void **bytes, size_t *n, const char *path, size_t limit, struct err *);
+
+struct file_in { // a regular file that is read in parts
+    int fd;      // PRIVATE; -1 when closed
+    char *path;
+    size_t n; // bytes, when it was opened
+};
+// As file_read, less E_RANGE. On failure nothing is left to close.
+int file_in_open(struct file_in *, const char *path, struct err *);
+// Bytes [at, at + n), which must lie inside. Several threads may read at once. E_IO (also: the file has become shorter).
+int file_in_read(const struct file_in *, void *dst, size_t n, size_t at, struct err *);
+void file_in_close(struct file_in *); // harmless on a closed one
 
 struct file_out {      // a file being written
     int fd;            // PRIVATE; -1 when closed

@@ -83,7 +83,8 @@ static int read_shape(struct tensor *t, const json_t *v, struct err *e) {
     return OK;
 }
 
-static int read_span(struct tensor *t, const json_t *v, unsigned bits, const char *data, size_t data_bytes, struct err *e) {
+// t->data becomes the place among the tensors' bytes, for now.
+static int read_span(struct tensor *t, const json_t *v, unsigned bits, size_t data_bytes, struct err *e) {
     const json_t *b = json_array_get(v, 0), *end = json_array_get(v, 1);
     if (!json_is_array(v) || json_array_size(v) != 2 || !json_is_integer(b) || !json_is_integer(end))
         return bad(e, t->name, "data_offsets must be two integers");
@@ -95,11 +96,11 @@ static int read_span(struct tensor *t, const json_t *v, unsigned bits, const cha
     if (want % 8) return bad(e, t->name, "shape does not make whole bytes");
     t->bytes = (size_t)(to - from);
     if (t->bytes != want / 8) return bad(e, t->name, "shape and dtype do not need as many bytes as data_offsets give");
-    t->data = data + from;
+    t->data = (const void *)(uintptr_t)from;
     return OK;
 }
 
-static int read_tensor(struct tensor *t, json_t *entry, const char *data, size_t data_bytes, struct err *e) {
+static int read_tensor(struct tensor *t, json_t *entry, size_t data_bytes, struct err *e) {
     const char *key;
     json_t *v;
     unsigned bits = 0;
@@ -110,26 +111,26 @@ static int read_tensor(struct tensor *t, json_t *entry, const char *data, size_t
     }
     int rc = read_dtype(t, &bits, json_object_get(entry, "dtype"), e);
     if (rc == OK) rc = read_shape(t, json_object_get(entry, "shape"), e);
-    if (rc == OK) rc = read_span(t, json_object_get(entry, "data_offsets"), bits, data, data_bytes, e);
+    if (rc == OK) rc = read_span(t, json_object_get(entry, "data_offsets"), bits, data_bytes, e);
     return rc;
 }
 
 static int by_place(const void *pa, const void *pb) { // empty tensors before the one that begins at the same byte
     const struct tensor *a = pa, *b = pb;
-    const char *da = a->data, *db = b->data;
+    uintptr_t da = (uintptr_t)a->data, db = (uintptr_t)b->data;
     if (da != db) return da < db ? -1 : 1;
     return a->bytes < b->bytes ? -1 : a->bytes > b->bytes;
 }
 
-static int check_cover(const struct tensor_table *table, const char *data, size_t data_bytes, struct err *e) {
-    const char *at = data;
+static int check_cover(const struct tensor_table *table, size_t data_bytes, struct err *e) {
+    size_t at = 0;
     for (int i = 0; i < table->n; i++) {
         const struct tensor *t = &table->tensors[i];
-        if ((const char *)t->data < at) return bad(e, t->name, "its bytes overlap those of another tensor");
-        if ((const char *)t->data > at) return bad(e, t->name, "bytes before it belong to no tensor");
+        if ((uintptr_t)t->data < at) return bad(e, t->name, "its bytes overlap those of another tensor");
+        if ((uintptr_t)t->data > at) return bad(e, t->name, "bytes before it belong to no tensor");
         at += t->bytes;
     }
-    size_t left = data_bytes - (size_t)(at - data);
+    size_t left = data_bytes - at;
     return left ? err_set(e, E_FORMAT, "%zu bytes at the end of the file belong to no tensor", left) : OK;
 }
 
@@ -168,7 +169,7 @@ static int read_meta(struct safetensors *st, json_t *meta, char **at, struct err
     return OK;
 }
 
-static int read_root(struct safetensors *st, json_t *root, const char *data, size_t data_bytes, struct err *e) {
+static int read_root(struct safetensors *st, json_t *root, size_t data_bytes, struct err *e) {
     if (!json_is_object(root)) return err_set(e, E_FORMAT, "the header is not a JSON object");
     char *at = st->text = mem_alloc(text_size(root));
     st->table.tensors = mem_array(json_object_size(root), sizeof *st->table.tensors);
@@ -182,30 +183,71 @@ static int read_root(struct safetensors *st, json_t *root, const char *data, siz
             return bad(e, key, "its name is too long or holds a control character");
         struct tensor *t = &st->table.tensors[st->table.n++];
         t->name = keep(&at, key);
-        rc = read_tensor(t, v, data, data_bytes, e);
+        rc = read_tensor(t, v, data_bytes, e);
     }
     if (rc != OK) return rc;
     if (st->table.n) qsort(st->table.tensors, (size_t)st->table.n, sizeof *st->table.tensors, by_place);
-    return check_cover(&st->table, data, data_bytes, e);
+    return check_cover(&st->table, data_bytes, e);
 }
 
-int safetensors_parse(struct safetensors *st, const void *bytes, size_t n, struct err *e) {
-    *st = (struct safetensors){0};
-    const unsigned char *b = bytes;
-    if (n < 8) return err_set(e, E_FORMAT, "the file is shorter than the 8 bytes that give the header's length");
+// The header's length, of a file of n bytes that begins with these eight.
+static int header_length(size_t *length, const unsigned char first[8], size_t n, struct err *e) {
     uint64_t header = 0;
-    for (int i = 7; i >= 0; i--) header = header << 8 | b[i];
+    for (int i = 7; i >= 0; i--) header = header << 8 | first[i];
     if (header > MAX_HEADER)
         return err_set(e, E_FORMAT, "the header would have %llu bytes; at most 100000000 are allowed",
                        (unsigned long long)header);
     if (header > n - 8) return err_set(e, E_FORMAT, "the file ends inside the header");
-    if (header == 0 || b[8] != '{') return err_set(e, E_FORMAT, "the header does not begin with '{'");
+    *length = (size_t)header;
+    return OK;
+}
+
+static int parse_header(struct safetensors *st, const char *header, size_t length, size_t data_bytes, struct err *e) {
+    if (length == 0 || header[0] != '{') return err_set(e, E_FORMAT, "the header does not begin with '{'");
     json_t *root;
-    int rc = jsonio_parse(&root, (const char *)b + 8, (size_t)header, 3, MAX_VALUES, "the header", e);
-    if (rc == OK) rc = read_root(st, root, (const char *)b + 8 + header, n - 8 - (size_t)header, e);
+    int rc = jsonio_parse(&root, header, length, 3, MAX_VALUES, "the header", e);
+    if (rc == OK) rc = read_root(st, root, data_bytes, e);
     json_decref(root);
     if (rc != OK) safetensors_close(st);
     return rc;
+}
+
+#define TOO_SHORT "the file is shorter than the 8 bytes that give the header's length"
+
+int safetensors_parse(struct safetensors *st, const void *bytes, size_t n, struct err *e) {
+    *st = (struct safetensors){0};
+    const char *b = bytes;
+    size_t length = 0;
+    if (n < 8) return err_set(e, E_FORMAT, TOO_SHORT);
+    int rc = header_length(&length, bytes, n, e);
+    if (rc == OK) rc = parse_header(st, b + 8, length, n - 8 - length, e);
+    for (int i = 0; rc == OK && i < st->table.n; i++)
+        st->table.tensors[i].data = b + 8 + length + (uintptr_t)st->table.tensors[i].data;
+    return rc;
+}
+
+int safetensors_read_header(struct safetensors *st, const struct file_in *f, struct err *e) {
+    *st = (struct safetensors){0};
+    unsigned char first[8];
+    size_t length = 0;
+    if (f->n < 8) return err_set(e, E_FORMAT, "%s: " TOO_SHORT, f->path);
+    int rc = file_in_read(f, first, 8, 0, e);
+    if (rc != OK) return rc;
+    if (header_length(&length, first, f->n, e)) return err_prefix(e, "%s", f->path);
+    char *header = mem_alloc(length + 1);
+    if (!header) return err_set(e, E_NOMEM, "%s: no memory for its header", f->path);
+    rc = file_in_read(f, header, length, 8, e);
+    if (rc == OK && (rc = parse_header(st, header, length, f->n - 8 - length, e))) err_prefix(e, "%s", f->path);
+    mem_free(header);
+    st->begin = 8 + length;
+    for (int i = 0; rc == OK && i < st->table.n; i++) st->table.tensors[i].data = NULL;
+    return rc;
+}
+
+size_t safetensors_place(const struct safetensors *st, const struct tensor *t) {
+    size_t place = st->begin;
+    for (const struct tensor *before = st->table.tensors; before != t; before++) place += before->bytes; // no hole between them
+    return place;
 }
 
 void safetensors_close(struct safetensors *st) {

@@ -15,7 +15,7 @@
  * continues exactly where it stood, whatever it was cut into. What is drawn for an example (flip, posterior) depends on (seed,
  * position in the whole run).
  *
- * Sizes, counts and labels are checked at open; IDX and latents are read whole then, pictures when they are wanted. Every failure
+ * Sizes, counts and labels are checked at open; IDX is read whole then, pictures and latents when they are wanted. Every failure
  * names the file. Thread: data_open and data_close the owner's; data_example any, at once.
  */
 #ifndef SITD_TRAIN_DATA_H

@@ -3,6 +3,9 @@
  * Latents: shards with mean and logvar [n, C, h, w] (float32) and label [n] (int64), as sitd encode writes them. An example is
  * (mean + exp(logvar/2) noise - shift) scale, logvar clamped to -30..20 as the authors' autoencoder does, its noise Philox of (seed, position in the run): a fresh posterior sample an epoch,
  * as encoding during training would give. "mean" alone, without logvar, is taken as it is.
+ *
+ * Headers and labels are read at open, examples when they are wanted: of ImageNet's 42 GB at 256 px a process holds nothing, and the
+ * system's cache holds them once for all processes. So what is not finite is found when its example's turn comes.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -14,13 +17,13 @@
 #include "core/train/data_int.h"
 #include "kernels/philox.h"
 
-#define MAX_FILE ((size_t)256 << 30)
+#define PIECE 4096 // numbers of a log-variance at a time; a multiple of 4
 
 struct shard {
-    void *bytes;
-    struct safetensors file;
-    const char *mean, *logvar, *label; // float32 or NULL; int64. Aligned to nothing
-    int64_t n;
+    struct file_in file;
+    struct safetensors header;
+    size_t mean, logvar; // float32, at which byte of the file; logvar 0: there is none
+    int64_t *label, n;   // [n]
 };
 struct set {
     struct shard *shards;
@@ -28,47 +31,52 @@ struct set {
     double scale, shift;
 };
 
+static void shard_close(struct shard *s) {
+    safetensors_close(&s->header);
+    file_in_close(&s->file);
+    mem_free(s->label);
+}
+
 static void set_close(void *ctx) {
     struct set *s = ctx;
     if (!s) return;
-    for (int i = 0; s->shards && i < s->n; i++) safetensors_close(&s->shards[i].file), mem_free(s->shards[i].bytes);
+    for (int i = 0; s->shards && i < s->n; i++) shard_close(&s->shards[i]);
     mem_free(s->shards);
     mem_free(s);
 }
 
-static float float_at(const char *p, size_t i) {
-    float v;
-    memcpy(&v, p + i * sizeof v, sizeof v);
-    return v;
-}
-static int64_t label_at(const struct shard *s, int64_t i) {
-    int64_t v;
-    memcpy(&v, s->label + (size_t)i * sizeof v, sizeof v);
-    return v;
-}
-
 static const char *describe(const struct shard *s, const char *key) {
-    for (int i = 0; i < s->file.n_meta; i++)
-        if (strcmp(s->file.meta[i].key, key) == 0) return s->file.meta[i].value;
+    for (int i = 0; i < s->header.n_meta; i++)
+        if (strcmp(s->header.meta[i].key, key) == 0) return s->header.meta[i].value;
     return NULL;
 }
 
+// Numbers [at, at + n) of a tensor of the shard that begins at byte `place`
+static int read_floats(const struct shard *s, float *x, size_t n, const char *name, size_t place, size_t at, struct err *e) {
+    int rc = file_in_read(&s->file, x, n * sizeof *x, place + at * sizeof *x, e);
+    if (rc != OK || floats_finite(x, n)) return rc;
+    return err_param(e, E_NONFINITE, name, "%s: tensor '%s' holds NaN or infinity between elements %zu and %zu", s->file.path, name, at,
+                     at + n - 1);
+}
+
 static int read_one(const struct data *d, int64_t index, uint64_t draw, float *x, int32_t *label, struct err *e) {
-    (void)e;
     const struct set *s = d->set;
     const struct shard *shard = s->shards;
     for (; index >= shard->n; shard++) index -= shard->n;
     size_t numel = (size_t)d->info.channels * (size_t)d->info.size * (size_t)d->info.size, at = (size_t)index * numel;
-    float scale = (float)s->scale, shift = (float)s->shift, z[4];
+    float scale = (float)s->scale, shift = (float)s->shift, z[4], logvar[PIECE];
+    if (read_floats(shard, x, numel, "mean", shard->mean, at, e)) return e->status;
     for (size_t i = 0; i < numel; i++) {
+        if (shard->logvar && i % PIECE == 0 &&
+            read_floats(shard, logvar, numel - i < PIECE ? numel - i : PIECE, "logvar", shard->logvar, at + i, e))
+            return e->status;
         // a key of its own ("post"): not the noise that training adds
         if (shard->logvar && i % 4 == 0)
             philox_normal4(d->spec.seed ^ 0x706f7374, (uint32_t)draw, (uint32_t)(draw >> 32), (uint32_t)(i / 4), z);
-        float v = float_at(shard->mean, at + i);
-        if (shard->logvar) v += expf(0.5f * fminf(fmaxf(float_at(shard->logvar, at + i), -30), 20)) * z[i % 4];
-        x[i] = (v - shift) * scale;
+        if (shard->logvar) x[i] += expf(0.5f * fminf(fmaxf(logvar[i % PIECE], -30), 20)) * z[i % 4];
+        x[i] = (x[i] - shift) * scale;
     }
-    *label = (int32_t)label_at(shard, index);
+    *label = (int32_t)shard->label[index];
     return OK;
 }
 
@@ -86,12 +94,15 @@ static int check_shape(struct data *d, const struct tensor *t, const char *path,
                          d->info.channels, d->info.size, d->info.size);
     d->info.channels = (int)t->shape[1];
     d->info.size = (int)t->shape[2];
-    return tensor_check_finite(t, e) ? err_prefix(e, "%s", path) : OK;
+    return OK;
 }
 
-static int check_labels(struct data *d, const struct shard *s, const char *path, struct err *e) {
+static int read_labels(struct data *d, struct shard *s, const struct tensor *t, const char *path, struct err *e) {
+    s->label = mem_array((size_t)s->n, sizeof *s->label);
+    if (!s->label) return err_set(e, E_NOMEM, "no memory for the labels of %s", path);
+    if (file_in_read(&s->file, s->label, t->bytes, safetensors_place(&s->header, t), e)) return e->status;
     for (int64_t i = 0; i < s->n; i++) {
-        int64_t label = label_at(s, i);
+        int64_t label = s->label[i];
         if (label < 0 || label >= 1 << 24)
             return err_param(e, E_RANGE, "label", "%s: label %lld of example %lld is out of range", path, (long long)label,
                              (long long)i);
@@ -116,12 +127,11 @@ static int get_number(const struct set *set, const struct shard *s, const char *
 
 static int add_shard(struct data *d, struct set *set, const char *path, struct err *e) {
     struct shard *s = &set->shards[set->n];
-    size_t size;
-    int rc = file_read(&s->bytes, &size, path, MAX_FILE, e);
+    int rc = file_in_open(&s->file, path, e);
     if (rc != OK) return rc;
-    if (safetensors_parse(&s->file, s->bytes, size, e)) return mem_free(s->bytes), err_prefix(e, "%s", path);
-    const struct tensor *mean = tensor_find(&s->file.table, "mean"), *logvar = tensor_find(&s->file.table, "logvar"),
-                        *label = tensor_find(&s->file.table, "label");
+    if (safetensors_read_header(&s->header, &s->file, e)) return file_in_close(&s->file), e->status;
+    const struct tensor_table *table = &s->header.table;
+    const struct tensor *mean = tensor_find(table, "mean"), *logvar = tensor_find(table, "logvar"), *label = tensor_find(table, "label");
     if (!mean || !label)
         rc = err_param(e, E_FORMAT, mean ? "label" : "mean", "%s holds no tensor '%s': these are not sitd encode's latents", path,
                        mean ? "label" : "mean");
@@ -134,9 +144,9 @@ static int add_shard(struct data *d, struct set *set, const char *path, struct e
     if (rc == OK) rc = get_number(set, s, "shift_factor", 0, &set->shift, path, e);
     set->n++; // close it in any case
     if (rc != OK) return rc;
-    s->mean = mean->data, s->logvar = logvar ? logvar->data : NULL, s->label = label->data;
+    s->mean = safetensors_place(&s->header, mean), s->logvar = logvar ? safetensors_place(&s->header, logvar) : 0;
     d->info.n += s->n;
-    return check_labels(d, s, path, e);
+    return read_labels(d, s, label, path, e);
 }
 
 int data_latents_open(struct data *d, char **files, int n, struct err *e) {

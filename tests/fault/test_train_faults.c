@@ -6,6 +6,7 @@
 #include "core/base/mem.h"
 #include "core/io/file.h"
 #include "core/io/png.h"
+#include "core/io/safetensors.h"
 #include "core/train/trainer.h"
 #include "tests/test.h"
 #include "tests/unit/tiny_train.h"
@@ -17,6 +18,23 @@ static void put(const char *name, const void *bytes, size_t n) {
     struct err e = {0};
     snprintf(path, sizeof path, "%s/%s", dir, name);
     CHECK_OK(file_write(path, bytes, n, &e), &e);
+}
+
+static int to_file(void *f, const void *bytes, size_t n, struct err *e) { return file_out_write(f, bytes, n, e); }
+
+static void put_latents(const char *name) {
+    char path[160];
+    float mean[128] = {0};
+    int64_t label[2] = {0, 1};
+    struct file_out out;
+    struct err e = {0};
+    struct tensor t[] = {{.name = "mean", .ndim = 4, .shape = {2, 1, 8, 8}, .data = mean, .count = 128, .bytes = sizeof mean},
+                         {.name = "logvar", .ndim = 4, .shape = {2, 1, 8, 8}, .data = mean, .count = 128, .bytes = sizeof mean},
+                         {.name = "label", .dtype = DT_I64, .ndim = 1, .shape = {2}, .data = label, .count = 2, .bytes = sizeof label}};
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    CHECK_OK(file_out_open(&out, path, &e), &e);
+    CHECK_OK(safetensors_write(&(struct tensor_table){t, 3}, NULL, 0, to_file, &out, &e), &e);
+    CHECK_OK(file_out_commit(&out, NULL, &e), &e);
 }
 
 static void begin(void) {
@@ -36,6 +54,7 @@ static void begin(void) {
     put("idx/train-labels-idx1-ubyte", labels, sizeof labels);
     CHECK_OK(png_encode(&png, &n, pixels, 8, 8, 1, 1, NULL, 0, &e), &e);
     put("pictures/a/x.png", png, n);
+    put_latents("latents.safetensors");
     mem_free(png);
 }
 
@@ -58,15 +77,16 @@ static int open_and_read(const char *kind, struct err *e) {
 }
 
 TEST(train_faults_in_data) {
+    static const char *const kinds[] = {"idx", "pictures", "latents.safetensors"};
     begin();
-    for (int kind = 0; kind < 2; kind++)
+    for (int kind = 0; kind < 3; kind++)
         for (int fault = 0; fault < 2; fault++) {
             int rc = -1;
             long n = 1;
             for (; rc != OK; n++) {
                 struct err e = {0};
                 fault_arm(fault ? FAULT_READ : FAULT_ALLOC, n, false);
-                rc = open_and_read(kind ? "pictures" : "idx", &e);
+                rc = open_and_read(kinds[kind], &e);
                 fault_disarm();
                 CHECK(rc == OK || (rc == (fault ? E_IO : E_NOMEM) && e.text[0]));
                 CHECK(n < 1000);

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include <unistd.h>
+
 #include "core/base/mem.h"
 #include "core/io/safetensors.h"
 #include "tests/test.h"
@@ -51,6 +53,31 @@ TEST(safetensors_round_trip) {
                at = (size_t)((const char *)x->data - b.data) - 8 - header;
         CHECK(header % 8 == 0 && at % dtype_size(x->dtype) == 0);
     }
+    // the header alone says the same, and where in the file the bytes are
+    char path[] = "/tmp/sitd-safetensors-XXXXXX";
+    struct file_in f;
+    int fd = mkstemp(path);
+    CHECK(fd >= 0 && write(fd, b.data, b.n) == (ssize_t)b.n);
+    CHECK_OK(file_in_open(&f, path, &e), &e);
+    struct safetensors head;
+    CHECK_OK(safetensors_read_header(&head, &f, &e), &e);
+    CHECK(head.table.n == n && head.n_meta == 2);
+    for (int i = 0; i < n; i++) {
+        const struct tensor *x = &head.table.tensors[i], *y = &st.table.tensors[i];
+        CHECK(strcmp(x->name, y->name) == 0 && x->bytes == y->bytes && x->data == NULL);
+        CHECK(b.data + safetensors_place(&head, x) == (const char *)y->data);
+    }
+    safetensors_close(&head);
+    file_in_close(&f);
+    for (size_t cut = 0; cut < b.n; cut++) {
+        CHECK(ftruncate(fd, (off_t)cut) == 0 && pwrite(fd, b.data, cut, 0) == (ssize_t)cut);
+        CHECK_OK(file_in_open(&f, path, &e), &e);
+        CHECK(safetensors_read_header(&head, &f, &e) == E_FORMAT && strstr(e.text, path));
+        err_clear(&e);
+        file_in_close(&f);
+    }
+    close(fd);
+    unlink(path);
     safetensors_close(&st);
     free(b.data);
 }

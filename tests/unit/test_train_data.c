@@ -375,10 +375,29 @@ TEST(train_latents_have_their_variance_clamped) {
     CHECK(memcmp(x, most, sizeof x) == 0);
     latents_of(-1e30f, x);
     CHECK(memcmp(x, least, sizeof x) == 0);
-    put_latents("one.safetensors", 3, 4, 0, NAN, "0.5");
-    refused(&(struct data_spec){.path = at("one.safetensors")}, E_NONFINITE, "one.safetensors: tensor 'logvar' holds NaN");
-    put_latents("one.safetensors", 3, 4, 0, -INFINITY, "0.5");
-    refused(&(struct data_spec){.path = at("one.safetensors")}, E_NONFINITE, "one.safetensors: tensor 'logvar' holds NaN or infinity");
+    end();
+}
+
+// An example is read when its turn comes; so is what is wrong with it found.
+TEST(train_latents_are_read_when_they_are_wanted) {
+    static const float bad[] = {NAN, -INFINITY};
+    struct data *d;
+    struct err e = {0};
+    float x[256];
+    int32_t label;
+    begin();
+    for (int i = 0; i < 2; i++) {
+        put_latents("one.safetensors", 3, 4, 0, bad[i], "0.5");
+        CHECK_OK(data_open(&d, &(struct data_spec){.path = at("one.safetensors"), .seed = 5}, &e), &e);
+        CHECK(data_example(d, 0, x, &label, &e) == E_NONFINITE && strstr(e.text, "one.safetensors: tensor 'logvar' holds NaN or infinity"));
+        err_clear(&e);
+        data_close(d);
+    }
+    latents_of(-30, x);
+    CHECK_OK(data_open(&d, &(struct data_spec){.path = at("one.safetensors"), .seed = 5}, &e), &e);
+    CHECK(truncate(at("one.safetensors"), 500) == 0);
+    CHECK(data_example(d, 0, x, &label, &e) == E_IO && strstr(e.text, "one.safetensors has become shorter"));
+    data_close(d);
     end();
 }
 
