@@ -131,10 +131,10 @@ $(OUT)/libsitd_cuda.so: $(CUDA_OBJ)
 	@echo "  LINK  $@"
 	$(Q)$(NVCC) -shared -cudart static -o $@ $^ -lcublasLt -Xlinker -rpath,'$$ORIGIN:$$ORIGIN/lib:/usr/local/cuda/lib64:$(CUDA_HOME)/lib64'
 -include $(CUDA_OBJ:.o=.d)
-CUDA_TEST_OBJ := $(patsubst %.c,$(OUT)/%.o,tests/main.c tests/ops/cases.c tests/ops/cases_train.c tests/unit/engine_fixture.c $(wildcard tests/cuda/*.c))
+CUDA_TEST_OBJ := $(patsubst %.c,$(OUT)/%.o,tests/main.c tests/ops/cases.c tests/ops/cases_train.c tests/unit/engine_fixture.c tests/unit/serve_failure.c $(wildcard tests/cuda/*.c))
 BENCH_OBJ := $(patsubst %.c,$(OUT)/%.o,$(wildcard tests/bench/*.c))
 -include $(CUDA_TEST_OBJ:.o=.d) $(BENCH_OBJ:.o=.d)
-$(OUT)/run-cuda: $(CUDA_TEST_OBJ) $(OUT)/libsitd.a
+$(OUT)/run-cuda: $(CUDA_TEST_OBJ) $(SERVER_OBJ) $(OUT)/libsitd.a
 	@echo "  LINK  $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 test-cuda: all $(OUT)/run-cuda ## op cases, golden cases, row invariance, failures and the daemon's API tests on a GPU that nobody else uses

@@ -54,7 +54,9 @@ static void run_model_ready(struct exchange *ex) {
         return;
     }
     if (m) engine_model_unref(m);
-    answer_ready(ex, m && ex->server->stage == SERVING ? NULL : server_unready(ex->server));
+    const char *unready = server_unready(ex->server);
+    bool others = m && unready && strcmp(unready, "loading") == 0; // this one is there already
+    answer_ready(ex, others ? NULL : unready);
 }
 
 #define MODELS_MAX 256 // of a listing

@@ -3,6 +3,7 @@
 #include <time.h>
 
 #include "core/engine/engine_int.h"
+#include "tests/cuda/break_context.h"
 #include "tests/test.h"
 #include "tests/unit/engine_fixture.h"
 
@@ -20,13 +21,6 @@ static struct engine *open_cuda(struct heard *h, const char *precision) {
 static void close_all(struct engine *g, struct heard *h) {
     engine_close(g);
     hear_stop(h);
-}
-
-static struct kern *other_handle(void) {
-    struct kern *k;
-    char why[256];
-    if (kern_open(&k, &(struct kern_config){.backend = "cuda"}, why, sizeof why)) test_fail(__FILE__, __LINE__, "%s", why);
-    return k;
 }
 
 // All of the device's memory but so much. What comes in pieces may leave a little less.
@@ -54,17 +48,6 @@ TEST(cuda_engine_nan_fails_its_job_and_nobody_else) {
         CHECK(engine_ready(g));
         close_all(g, &h);
     }
-}
-
-// An address that no kernel may write is an error that a context never gets over, whichever handle made it.
-static void break_context(void) {
-    struct kern *k = other_handle();
-    void *cols;
-    float host[64];
-    CHECK(k->alloc(k, sizeof host * KERN_COLS, &cols) == 0);
-    (void)k->gather(k, (float *)16, cols, 64, &(struct kern_gather){.scale = 1}, 1);
-    CHECK(k->download(k, host, cols, sizeof host) == KERN_EDEVICE);
-    kern_close(k);
 }
 
 TEST(cuda_engine_says_that_its_gpu_failed) {
