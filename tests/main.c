@@ -3,6 +3,7 @@
 
 #include <signal.h>
 #include <stdarg.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -56,8 +57,10 @@ static bool run_one(const struct test *t) {
     const char *scale = getenv("TEST_TIME_SCALE"); // sanitizers are slower
     double start = seconds();
     fflush(stdout);
-    pid_t pid = fork();
+    pid_t runner = getpid(), pid = fork();
     if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); // a test must not outlive its runner, which `timeout` may end, and keep a GPU
+        if (getppid() != runner) _exit(1);
         alarm((unsigned)(t->seconds * (scale ? atoi(scale) : 1)));
         t->run();
         exit(0);

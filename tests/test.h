@@ -3,7 +3,7 @@
  * test: the whole unit-test harness.
  *
  * TEST(name) { ... CHECK(cond); ... } registers itself; tests/run [-l] [-v] [substring ...] runs each in a process of its own with a time limit, so
- * that a crash or a hang is one failed test; so is a substring that no test has. The last line is "N passed, N failed".
+ * that a crash or a hang is one failed test; so is a substring that no test has. A test dies with its runner. The last line is "N passed, N failed".
  */
 #ifndef TEST_H
 #define TEST_H
