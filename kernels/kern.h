@@ -317,7 +317,8 @@ struct kern {
     // dx = dy w, times before'(x_pre) where x = before(x_pre), x_pre of x's type (before KERN_NONE: x_pre is not read); dx_sum [in], nullable
     int (*linear_backward)(struct kern *, const struct kern_linear *, void *dx, float *dx_sum, const void *dy, enum kern_act before,
                            const void *x_pre, int units, bool add);
-    // Of outputs [first, first + count), or all: dw [count, in] = dy^T x and db [count] (nullable) = the sums of dy, both += where `add`
+    // Of outputs [first, first + count), first a multiple of 8, or all: dw [count, in] = dy^T x and db [count] (nullable) = the sums
+    // of dy, both += where `add`
     int (*linear_gradients)(struct kern *, const struct kern_linear *, float *dw, float *db, const void *dy, const void *x, int units, int first,
                             int count, bool add);
     int (*gate_norm_backward)(struct kern *, const struct kern_norm_back *);

@@ -146,13 +146,15 @@ static int case_bits(const struct op_case *c, struct kern *k, int most, const in
     return failed;
 }
 
+// Not of the products of a training step: a step has one number of rows, for which they are chosen (product.cu)
 static void all_bits(enum kern_dtype act) {
     static const int few[] = {1, 2, 8, 9, 16, 0};
     struct kern *k = open_kern("cuda", act);
     struct op_case c;
     int failed = 0;
     for (int i = 0; i < op_cases_n; i++)
-        if (case_for(&c, i, act) && op_flops(&c, 1) < 6e7) failed += case_bits(&c, k, 17, few);
+        if (case_for(&c, i, act) && op_flops(&c, 1) < 6e7 && c.op != OP_LINEAR_BACKWARD && c.op != OP_VECTORS_BACKWARD)
+            failed += case_bits(&c, k, 17, few);
     kern_close(k);
     CHECK(failed == 0);
 }

@@ -34,7 +34,7 @@ static int descriptors(struct op_run *o, const int *id) {
 /* ---- buffers: the comments number them ---- */
 
 // 0 dx, 1 dw, 2 db, 3 dy, 4 x, 5 x_pre, 6 w, 7 dx_sum. dw and the sums are added to where there is a bias's; without save there
-// is neither dx nor db, and dw is of a third of the outputs
+// is neither dx nor db, and dw is of a third of the outputs, from the next multiple of 8 on
 static int linear_make(struct op_run *o, const int *id) {
     const struct op_case *c = o->c;
     size_t T = (size_t)c->T, C = (size_t)c->C, N = (size_t)c->N;
@@ -100,7 +100,7 @@ int train_make(struct op_run *o, const int *id) {
 static int linear_run(struct op_run *o, void **p) {
     const struct op_case *c = o->c;
     int rc = o->k->linear_refresh(o->k, o->layers[0]), units = c->op == OP_VECTORS_BACKWARD ? o->lines / KERN_VEC : o->R;
-    int first = c->save ? 0 : c->N / 3, count = c->save ? c->N : c->N / 3;
+    int first = c->save ? 0 : KERN_ROUND_UP(c->N / 3, 8), count = c->save ? c->N : c->N / 3;
     if (!rc)
         rc = o->k->linear_gradients(o->k, o->layers[0], p[1], c->save ? p[2] : NULL, p[3], p[4], units, first, count, c->save);
     if (rc || !c->save) return rc;
