@@ -322,7 +322,8 @@ struct kern {
     int (*linear_gradients)(struct kern *, const struct kern_linear *, float *dw, float *db, const void *dy, const void *x, int units, int first,
                             int count, bool add);
     int (*gate_norm_backward)(struct kern *, const struct kern_norm_back *);
-    // dqkv_sum [3*H*D], nullable
+    // dS = P*(dP - delta) with delta the mean of dP by the weights P, over all keys and from the same P: rowsum(d_o*o) is delta only up to
+    // o's rounding, which where a query sees one key is all that dS is. o may serve as a first estimate. dqkv_sum [3*H*D], nullable
     int (*attention_backward)(struct kern *, void *dqkv, float *dqkv_sum, const void *d_o, const void *qkv, const void *o, const float *lse,
                               int R, int T, int H, int D, bool add);
     // dkv lies as kv

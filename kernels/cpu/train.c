@@ -219,7 +219,7 @@ static int cpu_gate_norm_backward(struct kern *k, const struct kern_norm_back *a
 
 struct attention_call {
     float *dqkv;
-    const float *d_o, *qkv, *o, *lse;
+    const float *d_o, *qkv, *lse;
     int T, H, D;
 };
 
@@ -233,7 +233,6 @@ static int attention_task(struct lane *lane, int task, void *arg) { // one head 
                            .q = c->qkv + at,
                            .k = c->qkv + at + C,
                            .v = c->qkv + at + 2 * C,
-                           .o = c->o + out,
                            .d_o = c->d_o + out,
                            .lse = c->lse + (size_t)task * T,
                            .ld = 3 * C,
@@ -250,7 +249,7 @@ static int cpu_attention_backward(struct kern *k, void *dqkv, float *dqkv_sum, c
     if (k->act != KERN_F32) return ref_attention_backward(k, dqkv, dqkv_sum, d_o, qkv, o, lse, R, T, H, D, add);
     int rc = kern_check_attention(k, T, H, D);
     if (rc < 0) return rc;
-    struct attention_call c = {.dqkv = dqkv, .d_o = d_o, .qkv = qkv, .o = o, .lse = lse, .T = T, .H = H, .D = D};
+    struct attention_call c = {.dqkv = dqkv, .d_o = d_o, .qkv = qkv, .lse = lse, .T = T, .H = H, .D = D};
     rc = cpu_run(k, R * H, 10.0 * R * H * T * T * D, attention_task, &c);
     return rc < 0 ? rc : sum_columns(k, dqkv_sum, dqkv, (size_t)R * (size_t)T, 3 * (size_t)H * (size_t)D, add);
 }

@@ -30,7 +30,7 @@ struct train_norm { // one row of gate_norm_backward; sums are added to dshift, 
 
 struct train_head { // one row's head, at token 0
     float *dq, *dk, *dv;
-    const float *q, *k, *v, *o, *d_o, *lse;
+    const float *q, *k, *v, *d_o, *lse;
     size_t ld, o_ld; // floats from token to token
     int T, D;
     float *work; // at most half of CPU_OPS_SCRATCH

@@ -208,7 +208,8 @@ struct scores {     // parts of train_head.work
     float *kt, *vt; // this block's keys and values transposed, as panels of columns of scores
     float *keys;    // its keys as they are, as panels of channels
     float *queries; // of some queries or their d_o, panels of channels
-    float *delta;   // [T]: d_o along o
+    float *total, *delta; // [T]: a query's sum of weights; its sum of weights times dP, then the mean of dP by the weights
+    bool known;           // the means are
 };
 #define LINE (KEYS + 16) // a line of scores, also read across
 
@@ -225,17 +226,43 @@ static void pack_across(float *to, const float *from, size_t ld, size_t lines, s
         }
 }
 
-// p: products of queries and keys -> weights; ds: products of d_o and values -> gradients of the plain products
+// p: products of queries and keys -> weights, whose sums are added up; ds: products of d_o and values
 static void soften(const struct train_head *a, const struct scores *s, size_t q0, size_t queries, size_t keys) {
-    float scale = 1 / sqrtf((float)a->D);
+    const float scale = 1.44269504f / sqrtf((float)a->D);
     for (size_t r = 0; r < queries; r++) {
-        float *p = s->p + r * LINE, *ds = s->ds + r * LINE, lse = a->lse[q0 + r] * 1.44269504f, delta = s->delta[q0 + r];
+        float *p = s->p + r * LINE, *ds = s->ds + r * LINE, lse = a->lse[q0 + r] * 1.44269504f;
+        vf total = {0}, along = {0};
         for (size_t j = 0; j < keys; j += W) {
-            vf w = v_exp2(V_FMA(load(p, j, keys), v_all(scale * 1.44269504f), v_all(-lse)));
-            store(p, j, keys, w);
-            store(ds, j, keys, w * (load(ds, j, keys) - delta) * scale);
+            store(p, j, keys, v_exp2(V_FMA(load(p, j, keys), v_all(scale), v_all(-lse))));
+            vf w = load(p, j, keys);
+            total += w, along = V_FMA(w, load(ds, j, keys), along);
         }
+        if (!s->known) s->total[q0 + r] += V_SUM(total), s->delta[q0 + r] += V_SUM(along);
     }
+}
+
+static void means(const struct scores *s, size_t q0, size_t queries) {
+    for (size_t i = q0; i < q0 + queries; i++) s->delta[i] /= s->total[i];
+}
+
+// ds -> gradients of the plain products
+static void slopes(const struct train_head *a, const struct scores *s, size_t q0, size_t queries, size_t keys) {
+    const float scale = 1 / sqrtf((float)a->D);
+    for (size_t r = 0; r < queries; r++)
+        for (size_t j = 0; j < keys; j += W) {
+            float *p = s->p + r * LINE, *ds = s->ds + r * LINE;
+            store(ds, j, keys, load(p, j, keys) * (load(ds, j, keys) - s->delta[q0 + r]) * scale);
+        }
+}
+
+// A tile's weights, and the gradients of those
+static void weigh(const struct train_head *a, const struct scores *s, size_t q0, size_t k0) {
+    size_t D = (size_t)a->D, nq = least(QUERIES, (size_t)a->T - q0), nk = least(KEYS, (size_t)a->T - k0);
+    const struct factor q = {a->q + q0 * a->ld, GM * a->ld, a->ld, false},
+                        d_o = {a->d_o + q0 * a->o_ld, GM * a->o_ld, a->o_ld, false};
+    tiles(s->p, LINE, q, s->kt, nq, nk, D, false);
+    tiles(s->ds, LINE, d_o, s->vt, nq, nk, D, false);
+    soften(a, s, q0, nq, nk);
 }
 
 static void meet(const struct train_head *a, const struct scores *s, size_t q0, size_t k0) {
@@ -243,9 +270,9 @@ static void meet(const struct train_head *a, const struct scores *s, size_t q0, 
     const float *q = a->q + q0 * ld, *d_o = a->d_o + q0 * a->o_ld;
     const struct factor ds = {s->ds, GM * LINE, LINE, false}, ds_across = {s->ds, GM, LINE, true},
                         p_across = {s->p, GM, LINE, true};
-    tiles(s->p, LINE, (struct factor){q, GM * ld, ld, false}, s->kt, nq, nk, D, false);
-    tiles(s->ds, LINE, (struct factor){d_o, GM * a->o_ld, a->o_ld, false}, s->vt, nq, nk, D, false);
-    soften(a, s, q0, nq, nk);
+    weigh(a, s, q0, k0);
+    if (!s->known) means(s, q0, nq);
+    slopes(a, s, q0, nq, nk);
     tiles(a->dq + q0 * ld, ld, ds, s->keys, nq, D, nk, k0 > 0);
     pack_panels(s->queries, q, ld, D, nq);
     tiles(a->dk + k0 * ld, ld, ds_across, s->queries, nk, D, nq, q0 > 0);
@@ -253,6 +280,14 @@ static void meet(const struct train_head *a, const struct scores *s, size_t q0, 
     tiles(a->dv + k0 * ld, ld, p_across, s->queries, nk, D, nq, q0 > 0);
 }
 
+static void pack_keys(const struct train_head *a, const struct scores *s, size_t k0) {
+    size_t keys = least(KEYS, (size_t)a->T - k0), at = k0 * a->ld;
+    pack_across(s->kt, a->k + at, a->ld, keys, (size_t)a->D);
+    pack_across(s->vt, a->v + at, a->ld, keys, (size_t)a->D);
+    pack_panels(s->keys, a->k + at, a->ld, (size_t)a->D, keys);
+}
+
+// A query's mean of dP needs all its keys: more than a tile has are gone through twice
 static void attention(const struct train_head *a) {
     size_t T = (size_t)a->T, D = (size_t)a->D, channels = (D + GN - 1) / GN;
     struct scores s = {.p = a->work};
@@ -261,17 +296,16 @@ static void attention(const struct train_head *a) {
     s.vt = s.kt + KEYS / GN * PACKED(D, GN);
     s.keys = s.vt + KEYS / GN * PACKED(D, GN);
     s.queries = s.keys + channels * PACKED(KEYS, GN);
-    s.delta = s.queries + channels * PACKED(QUERIES, GN);
-    for (size_t i = 0; i < T; i++) {
-        vf sum = {0};
-        for (size_t d = 0; d < D; d += W) sum = V_FMA(load(a->o + i * a->o_ld, d, D), load(a->d_o + i * a->o_ld, d, D), sum);
-        s.delta[i] = V_SUM(sum);
+    s.total = s.queries + channels * PACKED(QUERIES, GN);
+    s.delta = s.total + T;
+    memset(s.total, 0, 2 * T * sizeof *s.total);
+    for (size_t k0 = 0; T > KEYS && k0 < T; k0 += KEYS) {
+        pack_keys(a, &s, k0);
+        for (size_t q0 = 0; q0 < T; q0 += QUERIES) weigh(a, &s, q0, k0);
     }
+    if (T > KEYS) means(&s, 0, T), s.known = true;
     for (size_t k0 = 0; k0 < T; k0 += KEYS) {
-        size_t keys = least(KEYS, T - k0);
-        pack_across(s.kt, a->k + k0 * a->ld, a->ld, keys, D);
-        pack_across(s.vt, a->v + k0 * a->ld, a->ld, keys, D);
-        pack_panels(s.keys, a->k + k0 * a->ld, a->ld, D, keys);
+        pack_keys(a, &s, k0);
         for (size_t q0 = 0; q0 < T; q0 += QUERIES) meet(a, &s, q0, k0);
     }
 }

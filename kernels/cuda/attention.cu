@@ -159,9 +159,7 @@ __global__ void __launch_bounds__(WARPS * 32, MT == 2   ? 2
     for (int m = 0; m < MT; m++)
 #pragma unroll
         for (int g = 0; g < 2; g++) {
-            float total = sum[m][g];
-            total += __shfl_xor_sync(0xffffffffu, total, 1);
-            total += __shfl_xor_sync(0xffffffffu, total, 2);
+            const float total = quad_sum(sum[m][g]);
             const float inverse = 1 / total;
             const int line = m * 16 + g * 8 + lane / 4, t = q0 + warp * MT * 16 + line;
 #pragma unroll

@@ -3,12 +3,17 @@
  * attention_back: what attention passes on, in bfloat16 by mma.sync, the T x T matrix never in memory (Dao, FlashAttention-2,
  * 2023): the weights are made again from q, k and the saved log-sum-exp.
  *
- *   P = exp(q k^T / sqrt(D) - lse), dP = dO v^T, delta = rowsum(dO * O), dS = P * (dP - delta)
+ *   P = exp(q k^T / sqrt(D) - lse), dP = dO v^T, delta = rowsum(P * dP) / rowsum(P), dS = P * (dP - delta)
  *   dq = dS k / sqrt(D), dk = dS^T q / sqrt(D), dv = P^T dO
+ *
+ * delta is known when a query has met all keys. FlashAttention takes rowsum(dO * O), the same number but for the rounding of O to
+ * bfloat16; where a query sees little but one key dP - delta is nearly nothing, and that rounding all that is left of it, one
+ * sign for all keys. So the first pass takes it as an estimate e, and sums P and P * (dP - e) on the way: their quotient is
+ * delta - e, and dq = (sum P (dP - e) k - (delta - e) sum P k) / sqrt(D). The second pass has delta itself.
  *
  * Two passes of one kernel: in the first a block owns queries and walks the keys (dq), in the second it owns keys and walks the
  * queries (dk, dv). Both multiply own lines with the others' twice (scores and dP, own lines in rows), turn the results into A
- * operands where they are, in registers, and multiply them with the others' lines again. Scores are made twice, seven products
+ * operands where they are, in registers, and multiply them with the others' lines again. Scores are made twice, eight products
  * instead of five, but no sum is shared between blocks: no atomics, no dq in float32, the same order whatever R. A warp takes 32
  * own lines (16 for wide heads), 32 others at a time.
  */
@@ -177,7 +182,8 @@ __global__ void __launch_bounds__(THREADS, 2)
     copy_commit();
     fetch(0);
     own1 += mine * STRIDE, own2 += mine * STRIDE;
-    float own_lse[MT][2], own_delta[MT][2]; // of this thread's queries, lse times log2 e
+    float own_lse[MT][2], own_delta[MT][2];         // of this thread's queries, lse times log2 e and the estimate
+    float total[MT][2] = {}, along[MT][2] = {};     // of their weights, and of those times dP - estimate
     if (!KEYS) {
         copy_wait<1>();
         __syncthreads();
@@ -195,7 +201,6 @@ __global__ void __launch_bounds__(THREADS, 2)
                     sum = fmaf(l.x, r.x, fmaf(l.y, r.y, sum));
                 }
             }
-        if (t < T && lane < MT * 16) delta[t] = sum;
 #pragma unroll
         for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -206,7 +211,7 @@ __global__ void __launch_bounds__(THREADS, 2)
             }
     }
 
-    float acc[MT][TILES][4] = {}, acc2[KEYS ? MT : 1][TILES][4] = {};
+    float acc[MT][TILES][4] = {}, acc2[MT][TILES][4] = {}; // sums of dS and of P
     for (int j = 0; j < blocks; j++) {
         fetch(j + 1);
         copy_wait<1>();
@@ -234,7 +239,7 @@ __global__ void __launch_bounds__(THREADS, 2)
                             pack<bf16>(power_of_2(fmaf(s[m][n][2 * i], scale2, -(KEYS ? l0 : own_lse[m][i]))),
                                        power_of_2(fmaf(s[m][n][2 * i + 1], scale2, -(KEYS ? l1 : own_lse[m][i]))));
             }
-            if constexpr (KEYS) gather<D, MT>(acc2, p, b2);
+            gather<D, MT>(acc2, p, KEYS ? b2 : b1);
             scores<D, MT>(s, own2, b2);
 #pragma unroll
             for (int n = 0; n < SUB / 8; n++) {
@@ -244,15 +249,30 @@ __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
                     for (int i = 0; i < 2; i++) {
                         unsigned &w = p[m][n / 2][(n & 1) * 2 + i];
-                        float2 weight = unpack(w);
-                        w = pack<bf16>(weight.x * (s[m][n][2 * i] - (KEYS ? d0 : own_delta[m][i])),
-                                       weight.y * (s[m][n][2 * i + 1] - (KEYS ? d1 : own_delta[m][i])));
+                        const float2 weight = unpack(w);
+                        const float x = weight.x * (s[m][n][2 * i] - (KEYS ? d0 : own_delta[m][i])),
+                                    y = weight.y * (s[m][n][2 * i + 1] - (KEYS ? d1 : own_delta[m][i]));
+                        w = pack<bf16>(x, y);
+                        if (!KEYS) total[m][i] += weight.x + weight.y, along[m][i] += x + y;
                     }
             }
             gather<D, MT>(acc, p, b1);
         }
         __syncthreads();
     }
+    if (!KEYS)
+#pragma unroll
+        for (int m = 0; m < MT; m++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const int line = first + mine + m * 16 + i * 8 + lane / 4;
+                const float off = quad_sum(along[m][i]) / quad_sum(total[m][i]); // of the estimate
+                if (line < T && !(lane & 3)) delta[line] = own_delta[m][i] + off;
+#pragma unroll
+                for (int n = 0; n < TILES; n++)
+#pragma unroll
+                    for (int e = 2 * i; e < 2 * i + 2; e++) acc[m][n][e] = fmaf(-off, acc2[m][n][e], acc[m][n][e]);
+            }
     bf16 *out = dqkv + row * T * 3 * C + (size_t)blockIdx.y * D;
     write<D, MT>(out + (KEYS ? C : 0), 3 * C, first + mine, T, acc, scale, own1);
     if constexpr (KEYS) write<D, MT>(out + 2 * C, 3 * C, first + mine, T, acc2, 1, own2);
@@ -284,7 +304,6 @@ static int run(struct kern *k, bf16 *dqkv, const bf16 *d_o, const bf16 *qkv, con
     return launch<D, 1>(k, dqkv, d_o, qkv, o, lse, delta, R, T, H);
 }
 
-// From delta, scratch, on: every way but that of whole heads
 static int any_length(struct kern *k, void *dqkv, const void *d_o, const void *qkv, const void *o, const float *lse, void *delta,
                       int R, int T, int H, int D) {
     int rc;
@@ -319,18 +338,15 @@ static int any_length(struct kern *k, void *dqkv, const void *d_o, const void *q
 
 int cuda_attention_backward(struct kern *k, void *dqkv, float *dqkv_sum, const void *d_o, const void *qkv, const void *o,
                             const float *lse, int R, int T, int H, int D, bool add) {
-    const size_t deltas = KERN_ROUND_UP((size_t)R * (size_t)H * (size_t)T * 4, (size_t)256),
-                 part = (size_t)R * 12 * (size_t)H * (size_t)D;
+    const size_t deltas = KERN_ROUND_UP((size_t)R * (size_t)H * (size_t)T * 4, (size_t)256);
     const long lines = (long)R * T;
     const int N = 3 * H * D;
     void *scratch;
     int rc = cuda_of(k)->host->check_attention(k, T, H, D);
     if (rc < 0 || R == 0) return rc;
     if (R > 65535 || H > 65535) return cuda_fail(k, KERN_EUNSUPPORTED, "attention_backward of %d rows and %d heads", R, H);
-    rc = cuda_scratch(k, deltas + part + column_scratch(lines, N), &scratch);
+    rc = cuda_scratch(k, deltas + column_scratch(lines, N), &scratch);
     if (rc < 0) return rc;
-    if (k->act == KERN_BF16 && attention_back_head(k, dqkv, (float *)scratch, d_o, qkv, o, lse, R, T, H, D, &rc))
-        return rc < 0 || !dqkv_sum ? rc : column_add(k, dqkv_sum, (const float *)scratch, R, N, add);
     rc = any_length(k, dqkv, d_o, qkv, o, lse, scratch, R, T, H, D);
     if (rc < 0 || !dqkv_sum) return rc;
     return column_sums(k, dqkv_sum, (float *)((char *)scratch + deltas), dqkv, k->act == KERN_F32, lines, N, N, add);

@@ -9,7 +9,7 @@
 #define Q 4 // own lines a warp
 #define OTHERS 32
 
-// delta [R, H, T] = rowsum(dO * O): a warp a line
+// delta [R, H, T] = rowsum(dO * O), the first pass's estimate: a warp a line
 __global__ static void row_sums(float *delta, const float *d_o, const float *o, size_t n, int T, int H, int D) {
     const size_t i = ((size_t)blockIdx.x * 256 + threadIdx.x) / 32; // (row, token, head)
     if (i >= n) return;
@@ -22,7 +22,7 @@ __global__ static void row_sums(float *delta, const float *d_o, const float *o, 
 
 template <int COLS, bool KEYS>
 __global__ void __launch_bounds__(WARPS * 32) back_f32(float *dqkv, const float *d_o, const float *qkv, const float *lse,
-                                                       const float *delta, int T, int H, int D, float scale) {
+                                                       float *delta, int T, int H, int D, float scale) {
     extern __shared__ float shared[];
     const int stride = D + 1, lane = threadIdx.x & 31, warp = threadIdx.x / 32, t0 = (blockIdx.x * WARPS + warp) * Q;
     float *b1 = shared, *b2 = b1 + OTHERS * stride, *a1 = b2 + OTHERS * stride + warp * 2 * Q * D, *a2 = a1 + Q * D;
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(WARPS * 32) back_f32(float *dqkv, const float 
         a1[i] = t < (size_t)T ? (KEYS ? k : q)[t * ld + i % D] : 0;
         a2[i] = t < (size_t)T ? KEYS ? v[t * ld + i % D] : g[t * C + i % D] : 0;
     }
-    float acc1[Q][COLS] = {}, acc2[KEYS ? Q : 1][COLS] = {};
+    float acc1[Q][COLS] = {}, acc2[Q][COLS] = {}, total[Q] = {}, along[Q] = {}; // of w and s, by column and of this lane's others
     for (int j0 = 0; j0 < T; j0 += OTHERS) {
         __syncthreads();
         for (int i = threadIdx.x; i < OTHERS * D; i += WARPS * 32) {
@@ -57,29 +57,35 @@ __global__ void __launch_bounds__(WARPS * 32) back_f32(float *dqkv, const float 
             const bool inside = j0 + lane < T && t0 + i < T;
             s[i] = inside ? expf(s[i] * scale - lse[query]) : 0;
             w[i] = inside ? s[i] * (w[i] - delta[query]) : 0;
+            total[i] += s[i], along[i] += w[i];
         }
         for (int j = 0; j < OTHERS; j++)
             for (int c = 0; c < COLS; c++) {
                 const bool inside = lane + 32 * c < D;
                 const float x1 = inside ? b1[j * stride + lane + 32 * c] : 0,
-                            x2 = KEYS && inside ? b2[j * stride + lane + 32 * c] : 0;
+                            x2 = !KEYS ? x1 : inside ? b2[j * stride + lane + 32 * c] : 0;
                 for (int i = 0; i < Q; i++) {
                     acc1[i][c] = fmaf(__shfl_sync(0xffffffffu, w[i], j), x1, acc1[i][c]);
-                    if (KEYS) acc2[KEYS ? i : 0][c] = fmaf(__shfl_sync(0xffffffffu, s[i], j), x2, acc2[KEYS ? i : 0][c]);
+                    acc2[i][c] = fmaf(__shfl_sync(0xffffffffu, s[i], j), x2, acc2[i][c]);
                 }
             }
+    }
+    for (int i = 0; !KEYS && i < Q && t0 + i < T; i++) {
+        const float off = warp_sum(along[i]) / warp_sum(total[i]); // of the estimate
+        if (lane == 0) delta[t0 + i] += off;
+        for (int c = 0; c < COLS; c++) acc1[i][c] = fmaf(-off, acc2[i][c], acc1[i][c]);
     }
     float *out = dqkv + row * T * ld + (size_t)blockIdx.y * D + lane;
     for (int i = 0; i < Q && t0 + i < T; i++)
         for (int c = 0; c < COLS; c++) {
             if (lane + 32 * c >= D) continue;
             out[(size_t)(t0 + i) * ld + (KEYS ? C : 0) + 32 * c] = acc1[i][c] * scale;
-            if (KEYS) out[(size_t)(t0 + i) * ld + 2 * C + 32 * c] = acc2[KEYS ? i : 0][c];
+            if (KEYS) out[(size_t)(t0 + i) * ld + 2 * C + 32 * c] = acc2[i][c];
         }
 }
 
 template <int COLS>
-static int launch(struct kern *k, float *dqkv, const float *d_o, const float *qkv, const float *lse, const float *delta, int R,
+static int launch(struct kern *k, float *dqkv, const float *d_o, const float *qkv, const float *lse, float *delta, int R,
                   int T, int H, int D) {
     int bytes = (2 * OTHERS * (D + 1) + WARPS * 2 * Q * D) * 4;
     int rc = cuda_check(k, cudaFuncSetAttribute(back_f32<COLS, false>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),

@@ -4,7 +4,7 @@
  *
  * A block is one warpgroup with 64 own lines (queries for dq, keys for dk and dv) and walks the others 64 at a time, the next
  * ones on their way. A step makes scores and dP together (64 registers a thread), turns them into P and dS where they are, which
- * packed are the register operand of the products with the others' lines. At most 168 registers, so three blocks share a
+ * packed are the register operands of the products with the others' lines: of P too with queries of their own. At most 168 registers, so three blocks share a
  * multiprocessor and one's exponentials hide behind another's products.
  */
 #include "kernels/cuda/train.cuh"
@@ -122,13 +122,13 @@ __global__ void __launch_bounds__(128, 3) back_sm90(bf16 *dqkv, const bf16 *d_o,
     copy_commit();
     fetch(0);
     clear_column<128>(zeros, TILE);
-    float own_lse[2] = {0, 0}, own_delta[2] = {0, 0}; // of this thread's two queries, lse times log2 e
+    float own_lse[2] = {0, 0}, own_delta[2] = {0, 0}; // of this thread's two queries, lse times log2 e and the estimate
+    float total[2] = {0, 0}, along[2] = {0, 0};       // of their weights, and of those times dP - estimate
     if (!KEYS) {
         copy_wait<1>();
         __syncthreads();
         const int t = first + thread / 2, line = first + thread / 32 * 16 + lane / 4;
         const float sum = row_sum<D>(own2, o + (row * T + t) * C + (size_t)blockIdx.y * D, t < T);
-        if (t < T && !(thread & 1)) delta[t] = sum;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             own_delta[i] = __shfl_sync(0xffffffffu, sum, 2 * (i * 8 + lane / 4));
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(128, 3) back_sm90(bf16 *dqkv, const bf16 *d_o,
         }
     }
     const unsigned a1 = shared_address(own1), a2 = shared_address(own2), z = shared_address(zeros);
-    sums r1, r2; // of dS and of P
+    sums r1, r2; // of dS and of P: with keys of their own dk and dv, with queries what the estimate makes of dq, and the mean key
 #pragma unroll
     for (int i = 0; i < 32; i++) r1.o[i] = r2.o[i] = 0;
 #pragma unroll
@@ -167,16 +167,32 @@ __global__ void __launch_bounds__(128, 3) back_sm90(bf16 *dqkv, const bf16 *d_o,
             for (int i = 0; i < 2; i++) {
                 const float x = power_of_2(fmaf(s[4 * n + 2 * i], scale2, -(KEYS ? l.x * LOG2E : own_lse[i]))),
                             y = power_of_2(fmaf(s[4 * n + 2 * i + 1], scale2, -(KEYS ? l.y * LOG2E : own_lse[i])));
-                if (KEYS) p[n / 2][(n & 1) * 2 + i] = pack<bf16>(x, y);
-                ds[n / 2][(n & 1) * 2 + i] = pack<bf16>(x * (dp[4 * n + 2 * i] - (KEYS ? d.x : own_delta[i])),
-                                                        y * (dp[4 * n + 2 * i + 1] - (KEYS ? d.y : own_delta[i])));
+                const float dx = x * (dp[4 * n + 2 * i] - (KEYS ? d.x : own_delta[i])),
+                            dy = y * (dp[4 * n + 2 * i + 1] - (KEYS ? d.y : own_delta[i]));
+                p[n / 2][(n & 1) * 2 + i] = pack<bf16>(x, y);
+                ds[n / 2][(n & 1) * 2 + i] = pack<bf16>(dx, dy);
+                if (!KEYS) total[i] += x + y, along[i] += dx + dy;
             }
         }
         products_begin();
-        if (KEYS) gather<D>(r2, p, b2);
+        gather<D>(r2, p, KEYS ? b2 : b1);
         gather<D>(r1, ds, b1);
         products_end();
         __syncthreads();
+    }
+    if (!KEYS) {
+        const int line = first + thread / 32 * 16 + lane / 4;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const float off = quad_sum(along[i]) / quad_sum(total[i]); // of the estimate
+            if (line + i * 8 < T && !(lane & 3)) delta[line + i * 8] = own_delta[i] + off;
+#pragma unroll
+            for (int n = 0; n < 8; n++)
+#pragma unroll
+                for (int e = 4 * n + 2 * i; e < 4 * n + 2 * i + 2; e++) r1.o[e] = fmaf(-off, r2.o[e], r1.o[e]);
+#pragma unroll
+            for (int e = 2 * i; e < 2 * i + 2; e++) r1.tail[e] = fmaf(-off, r2.tail[e], r1.tail[e]);
+        }
     }
     bf16 *out = dqkv + row * T * ld + (size_t)blockIdx.y * D;
     write<D>(out + (KEYS ? C : 0), ld, first, T, r1, scale, own1);

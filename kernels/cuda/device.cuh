@@ -123,6 +123,10 @@ __device__ __forceinline__ float warp_sum(float v) { // the same tree always: xo
     for (int i = 16; i; i /= 2) v += __shfl_xor_sync(0xffffffffu, v, i);
     return v;
 }
+__device__ __forceinline__ float quad_sum(float v) { // of four neighbouring lanes, which hold a line of a tile
+    v += __shfl_xor_sync(0xffffffffu, v, 1);
+    return v + __shfl_xor_sync(0xffffffffu, v, 2);
+}
 
 /*
  * Launches that may begin before the kernel in front of them has ended (Hopper's programmatic dependent launch): blocks are

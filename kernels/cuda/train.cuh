@@ -46,10 +46,6 @@ int attention_back_f32(struct kern *, float *dqkv, const float *d_o, const float
 bool attention_back_sm90(struct kern *, void *dqkv, const void *d_o, const void *qkv, const void *o, const float *lse,
                          float *delta, int R, int T, int H, int D, int *rc);
 
-/* attention_back_head.cu: the same where a head fits a multiprocessor. part [R, 3*H*D]: sums of dqkv over a row's tokens */
-bool attention_back_head(struct kern *, void *dqkv, float *part, const void *d_o, const void *qkv, const void *o,
-                         const float *lse, int R, int T, int H, int D, int *rc);
-
 /* comm.cu */
 void comm_free(struct cuda *);
 

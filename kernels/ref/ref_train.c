@@ -71,9 +71,10 @@ int ref_gate_norm_backward(struct kern *k, const struct kern_norm_back *a) {
 
 struct head { // one row's head; elements of qkv and o at which its q, k, v and o begin
     enum kern_dtype act;
-    const void *qkv, *o, *d_o;
+    const void *qkv, *d_o;
     const float *lse; // [T]
     size_t q, k, v, out, ld, C, D, T;
+    double delta[KERN_MAX_TOKENS]; // of a query: the mean of dP, by the weights
 };
 
 static double dot(enum kern_dtype t, const void *a, size_t i, const void *b, size_t j, size_t n) {
@@ -82,23 +83,29 @@ static double dot(enum kern_dtype t, const void *a, size_t i, const void *b, siz
     return sum;
 }
 
-// Query i's weight of key j; *ds: the gradient of their scaled score
-static double weight(const struct head *h, size_t i, size_t j, double *ds) {
-    double p =
-        exp(dot(h->act, h->qkv, h->q + i * h->ld, h->qkv, h->k + j * h->ld, h->D) / sqrt((double)h->D) - (double)h->lse[i]);
-    size_t o = h->out + i * h->C;
-    *ds = p * (dot(h->act, h->d_o, o, h->qkv, h->v + j * h->ld, h->D) - dot(h->act, h->d_o, o, h->o, o, h->D));
-    return p;
+// Query i's weight of key j; *dp: the gradient of that weight
+static double weight(const struct head *h, size_t i, size_t j, double *dp) {
+    *dp = dot(h->act, h->d_o, h->out + i * h->C, h->qkv, h->v + j * h->ld, h->D);
+    return exp(dot(h->act, h->qkv, h->q + i * h->ld, h->qkv, h->k + j * h->ld, h->D) / sqrt((double)h->D) - (double)h->lse[i]);
 }
 
-static void attend_backward(const struct head *h, void *dqkv) {
-    double root = sqrt((double)h->D), ds;
+static void attend_backward(struct head *h, void *dqkv) {
+    double root = sqrt((double)h->D), dp;
+    for (size_t i = 0; i < h->T; i++) {
+        double sum = 0, along = 0;
+        for (size_t j = 0; j < h->T; j++) {
+            double p = weight(h, i, j, &dp);
+            sum += p, along += p * dp;
+        }
+        h->delta[i] = along / sum;
+    }
     for (size_t i = 0; i < h->T; i++) {
         double dq[128] = {0}, dk[128] = {0}, dv[128] = {0};
         for (size_t j = 0; j < h->T; j++) {
-            weight(h, i, j, &ds);
+            double ds = weight(h, i, j, &dp) * (dp - h->delta[i]);
             for (size_t d = 0; d < h->D; d++) dq[d] += ds * (double)kern_load(h->act, h->qkv, h->k + j * h->ld + d);
-            double p = weight(h, j, i, &ds); // now i is the key
+            double p = weight(h, j, i, &dp); // now i is the key
+            ds = p * (dp - h->delta[j]);
             for (size_t d = 0; d < h->D; d++) {
                 dk[d] += ds * (double)kern_load(h->act, h->qkv, h->q + j * h->ld + d);
                 dv[d] += p * (double)kern_load(h->act, h->d_o, h->out + j * h->C + d);
@@ -116,13 +123,13 @@ int ref_attention_backward(struct kern *k, void *dqkv, float *dqkv_sum, const vo
                            const float *lse, int R, int T, int H, int D, bool add) {
     int rc = kern_check_attention(k, T, H, D);
     if (rc < 0) return rc;
+    (void)o;
     size_t C = (size_t)H * (size_t)D, t = (size_t)T;
     for (size_t r = 0; r < (size_t)R; r++)
         for (size_t n = 0; n < (size_t)H; n++) {
             size_t q = r * t * 3 * C + n * (size_t)D;
             struct head h = {.act = k->act,
                              .qkv = qkv,
-                             .o = o,
                              .d_o = d_o,
                              .lse = lse + (r * (size_t)H + n) * t,
                              .q = q,

@@ -170,6 +170,11 @@ const struct op_case op_cases[] = {
     TRAIN("attention backward", OP_ATTENTION_BACKWARD, 257, 120, 0, F32_TOL, .H = 1),
     TRAIN("attention backward", OP_ATTENTION_BACKWARD, 600, 8, 0, F32_TOL, .H = 1),
     TRAIN("attention backward", OP_ATTENTION_BACKWARD, 33, 48, 0, BF16_TOL, .dtype = KERN_BF16, .H = 2),
+    TRAIN("attention backward, far from 0", OP_ATTENTION_BACKWARD, 70, 72, FAR, 2e-4, .H = 1),
+    TRAIN("attention backward, far from 0", OP_ATTENTION_BACKWARD, 300, 64, FAR, 2e-4, .H = 1),
+    TRAIN("attention backward, far from 0", OP_ATTENTION_BACKWARD, 70, 40, FAR, 1e-2, .dtype = KERN_BF16, .H = 1),
+    TRAIN("attention backward, far from 0", OP_ATTENTION_BACKWARD, 70, 64, FAR, 1e-2, .dtype = KERN_BF16, .H = 1),
+    TRAIN("attention backward, far from 0", OP_ATTENTION_BACKWARD, 300, 72, FAR, 1e-2, .dtype = KERN_BF16, .H = 1),
     TRAIN("cross-attention backward", OP_CROSS_BACKWARD, 64, 192, 2, F32_TOL, .H = 3),
     TRAIN("cross-attention backward", OP_CROSS_BACKWARD, 9, 72, 5, F32_TOL, .H = 3),
     TRAIN("cross-attention backward", OP_CROSS_BACKWARD, 9, 48, 2, BF16_TOL, .dtype = KERN_BF16, .H = 2),
@@ -210,7 +215,7 @@ void *op_add(struct op_run *o, size_t row, int flags, const int *id) {
     for (size_t r = 0; r < lines; r++)
         for (size_t e = 0; e < row && ((int)r < o->R); e++) {
             int row_id = b->shared ? 1000 : id ? id[r] : (int)r;
-            float v = value(o->c, o->n, row_id, e) * (flags & ROUGH ? 30 : 1);
+            float v = value(o->c, o->n, row_id, e) * (flags & ROUGH ? 30 : 1) + (flags & FAR ? 8 : 0);
             if (flags & INT) ((int32_t *)b->host)[r * row + e] = row_id % 5 - 1;
             else if (flags & POSITIVE) kern_store(KERN_F32, b->host, r * row + e, fabsf(v));
             else kern_store(b->act ? o->k->act : KERN_F32, b->host, r * row + e, v);

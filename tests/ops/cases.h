@@ -90,7 +90,7 @@ double op_flops(const struct op_case *, int R);
 double op_bytes_moved(const struct op_case *, int R);
 
 /* between cases.c and cases_train.c, which has the training ops */
-enum { ONCE = 1, OUT = 2, ACT = 4, INT = 8, ROUGH = 16, POSITIVE = 32 }; // ROUGH: 30 times larger than the rest; POSITIVE: absolute values
+enum { ONCE = 1, OUT = 2, ACT = 4, INT = 8, ROUGH = 16, POSITIVE = 32, FAR = 64 }; // ROUGH: 30 times larger than the rest; POSITIVE: absolute values; FAR: 8 more
 void *op_add(struct op_run *, size_t row, int flags, const int *id);     // a buffer; NULL without memory
 int train_make(struct op_run *, const int *id);
 int train_run(struct op_run *);

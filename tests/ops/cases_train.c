@@ -70,8 +70,8 @@ int train_make(struct op_run *o, const int *id) {
     case OP_NORM_BACKWARD:
     case OP_GATE_NORM_BACKWARD:
         return norm_make(o, id);
-    case OP_ATTENTION_BACKWARD: // dqkv, d_o, qkv, o, lse, dqkv_sum
-        op_add(o, 3 * T * C, OUT | ACT, id), op_add(o, T * C, ACT, id), op_add(o, 3 * T * C, ACT, id);
+    case OP_ATTENTION_BACKWARD: // dqkv, d_o, qkv, o, lse, dqkv_sum. N: a flag for qkv
+        op_add(o, 3 * T * C, OUT | ACT, id), op_add(o, T * C, ACT, id), op_add(o, 3 * T * C, ACT | c->N, id);
         return op_add(o, T * C, ACT, id), op_add(o, T * H, 0, id), op_add(o, 3 * C, OUT | ONCE, id), 0;
     case OP_CROSS_BACKWARD: // dq, dkv, d_o, q, kv: of two blocks, of which the second's are used
         op_add(o, T * C, OUT | ACT, id), op_add(o, N * 4 * C, OUT, id);
