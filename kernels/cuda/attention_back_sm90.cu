@@ -19,13 +19,12 @@ template <int D> struct back_shape {
 
 #ifdef HOPPER
 
-// s = 64 lines of a times 64 lines of b
+// s = 64 lines of a times 64 lines of b; addresses in units of 16 bytes
 template <int D> __device__ __forceinline__ void scores(float (&s)[32], unsigned a, unsigned b, unsigned zeros) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) multiply(s, swizzled(a + i * 32), swizzled(b + i * 32), i > 0);
-    if (D > 64)
-        multiply(s, descriptor(a + TILE * 128, zeros - a - TILE * 128, 128),
-                 descriptor(b + TILE * 128, zeros - b - TILE * 128, 128), 1);
+    for (int i = 0; i < 4; i++) multiply(s, swizzled(a + i * 2), swizzled(b + i * 2), i > 0);
+    const unsigned ta = a + TILE * 8, tb = b + TILE * 8;
+    if (D > 64) multiply(s, column(ta, zeros - ta), column(tb, zeros - tb), 1);
 }
 
 struct sums { // a warpgroup's results: of D 0 .. 63 and 64 .. 71
@@ -35,8 +34,8 @@ struct sums { // a warpgroup's results: of D 0 .. 63 and 64 .. 71
 template <int D> __device__ __forceinline__ void gather(sums &r, const unsigned (&w)[4][4], unsigned other) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        multiply(r.o, w[i], swizzled(other + i * 16 * 128));
-        if (D > 64) multiply(r.tail, w[i], descriptor(other + TILE * 128 + i * 16 * 16, 128, 128));
+        multiply(r.o, w[i], swizzled(other + i * 16 * 8));
+        if (D > 64) multiply(r.tail, w[i], column(other + TILE * 8 + i * 16, 128 / 16));
     }
 }
 
@@ -100,7 +99,7 @@ __global__ void __launch_bounds__(128, 3) back_sm90(bf16 *dqkv, const bf16 *d_o,
     lse += head * T;
     delta += head * T;
     auto copy = [&](char *to, const bf16 *src, int ld_src, int at) {
-        copy_lines<D, TILE, TILE, 128>(to, 0, src + (size_t)at * ld_src, ld_src, at, T, thread);
+        copy_lines<D>(to, src + (size_t)at * ld_src, ld_src, T - at);
     };
     auto fetch = [&](int j) {
         if (j < steps) {
@@ -135,7 +134,8 @@ __global__ void __launch_bounds__(128, 3) back_sm90(bf16 *dqkv, const bf16 *d_o,
             if (line + i * 8 < T) own_lse[i] = lse[line + i * 8] * LOG2E;
         }
     }
-    const unsigned a1 = shared_address(own1), a2 = shared_address(own2), z = shared_address(zeros);
+    const unsigned a1 = shared_address(own1) / 16, a2 = a1 + S::ONE / 16, o1 = a2 + S::ONE / 16, o2 = o1 + 2 * S::ONE / 16,
+                   z = o2 + 2 * S::ONE / 16;
     sums r1, r2; // of dS and of P: with keys of their own dk and dv, with queries what the estimate makes of dq, and the mean key
 #pragma unroll
     for (int i = 0; i < 32; i++) r1.o[i] = r2.o[i] = 0;
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(128, 3) back_sm90(bf16 *dqkv, const bf16 *d_o,
         copy_wait<1>();
         visible_to_products();
         __syncthreads();
-        const unsigned b1 = shared_address(other1 + (j & 1) * S::ONE), b2 = shared_address(other2 + (j & 1) * S::ONE);
+        const unsigned b1 = o1 + (j & 1) * (S::ONE / 16), b2 = o2 + (j & 1) * (S::ONE / 16);
         const float *st = stats + (j & 1) * 2 * TILE + (lane & 3) * 2;
         float s[32], dp[32];
         unsigned p[4][4], ds[4][4];

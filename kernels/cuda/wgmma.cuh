@@ -58,12 +58,14 @@ __device__ __forceinline__ void products_end() { // and waits for them
 }
 __device__ __forceinline__ void visible_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// leading, stride: see the PTX manual, "strides"; swizzled operands have 1024 bytes from 8 lines to the next 8 and no other
-// stride
-__device__ __forceinline__ uint64_t descriptor(unsigned address, unsigned leading, unsigned stride) {
-    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)(leading >> 4) << 16 | (uint64_t)(stride >> 4) << 32;
+// Descriptors, from addresses in units of 16 bytes: one addition each. leading, stride: see the PTX manual, "strides"; swizzled
+// operands have 1024 bytes from 8 lines to the next 8 and no other stride; of columns of 16 bytes a line the next 8 lines begin
+// 128 bytes on
+__device__ __forceinline__ uint64_t descriptor(unsigned at, unsigned leading, unsigned high) {
+    return at + (leading << 16) | (uint64_t)high << 32;
 }
-__device__ __forceinline__ uint64_t swizzled(unsigned address) { return descriptor(address, 16, 1024) | (uint64_t)1 << 62; }
+__device__ __forceinline__ uint64_t swizzled(unsigned at) { return descriptor(at, 1, 1024 / 16 | 1 << 30); }
+__device__ __forceinline__ uint64_t column(unsigned at, unsigned leading) { return descriptor(at, leading, 128 / 16); }
 
 __device__ __forceinline__ float power_of_2(float x) {
     float y;
@@ -76,15 +78,19 @@ template <int LINES> __device__ __forceinline__ int place(int line, int piece) {
     return piece < 8 ? line * 128 + (piece ^ (line & 7)) * 16 : LINES * 128 + line * 16;
 }
 
-// Lines [0, COUNT) of one head to the lines from `at` on of an operand; src is the row's line `first`; from line T on: zeros
-template <int D, int COUNT, int LINES, int THREADS>
-__device__ __forceinline__ void copy_lines(char *operand, int at, const bf16 *src, int ld, int first, int T, int thread) {
-#pragma unroll 3
-    for (int i = thread; i < COUNT * (D / 8); i += THREADS) {
-        int line = i / (D / 8), piece = i % (D / 8);
-        bool inside = first + line < T;
-        copy_async(operand + place<LINES>(at + line, piece), src + (inside ? line * ld + piece * 8 : -first * ld),
-                   inside ? 16 : 0);
+// `there` of TILE lines of one head, ld apart, to an operand; the others, of which nothing is read: zeros. A thread keeps its piece and the place of its lines
+// among eight, so that a copy costs two additions and a comparison
+template <int D> __device__ __forceinline__ void copy_lines(char *operand, const bf16 *src, int ld, int there) {
+    constexpr int STEP = 128 / 8;
+    const int line = threadIdx.x / 8, piece = threadIdx.x % 8;
+    const bf16 *from = src + line * ld + piece * 8;
+    char *to = operand + place<TILE>(line, piece);
+#pragma unroll
+    for (int i = 0; i < TILE; i += STEP, from += STEP * ld, to += STEP * 128)
+        copy_async(to, from, line + i < there ? 16 : 0);
+    if (D > 64 && threadIdx.x < TILE) {
+        const int t = threadIdx.x;
+        copy_async(operand + place<TILE>(t, 8), src + t * ld + 64, t < there ? 16 : 0);
     }
 }
 
