@@ -335,23 +335,28 @@ struct kern {
     int (*mix)(struct kern *, float *xt, float *x0, const float *x1, size_t numel, const struct kern_mix *, int R);     // descriptors: host memory
     int (*loss)(struct kern *, float *dout, float *loss, const float *out, size_t out_ld, const float *x1, const float *x0, const float *xt,
                 size_t numel, const struct kern_loss *, int R); // loss [R, 2] and dout are buffers; lines of dout are out_ld long, 0 behind what counts
-    int (*sum_squares)(struct kern *, double *sum, const float *x, size_t n); // sum: a buffer of one, written
+    int (*sum_squares)(struct kern *, double *sum, const float *x, size_t n); // added to sum, a buffer of one
     // p, m, v, e[i], g [n]. norm2 (a buffer, nullable without max_norm): the sum of squares of g, so norm = grad_scale*sqrt(norm2). moved2 (a
-    // buffer of one, nullable), written: the sum of squares of p's change
+    // buffer of one, nullable): the sum of squares of p's change is added to it
     int (*adamw)(struct kern *, float *p, float *m, float *v, float *const e[], const float *g, size_t n, const struct kern_adamw *,
                  const double *norm2, double *moved2);
 
     /*
-     * Several processes that train one network, a GPU each; all five are NULL on back ends without. One of them makes the id, comm_join returns
-     * when all have joined. comm_sum: p [n] becomes the sum of all processes' p, each of which asks for the same sums in the same order; it
-     * runs behind the work queued so far and beside what is queued later. Work queued after comm_wait comes after the sums. If a process dies,
-     * the others' sums wait for ever until comm_abort: watching over them is the caller's.
+     * Several processes that train one network, a GPU each; all are NULL on back ends without. One of them makes the id, comm_join returns when
+     * all have joined. Every process asks for the same exchanges of the same sizes in the same order; they run behind the work queued so far
+     * and beside what is queued later. comm_sum, comm_sum_double: p [n] becomes the sum of all processes' p. comm_scatter: of p [size, n] the
+     * line `rank` becomes the sum of all processes' such lines, the others stay. comm_gather: of p [size, n] line r becomes that of
+     * process r. Work queued after comm_wait comes after all of them. If a process dies, the others' exchanges wait for ever until comm_abort:
+     * watching over them is the caller's.
      */
     int (*comm_id)(struct kern *, char id[KERN_COMM_ID]);
     int (*comm_join)(struct kern *, const char id[KERN_COMM_ID], int rank, int size);
     int (*comm_sum)(struct kern *, float *p, size_t n);
+    int (*comm_sum_double)(struct kern *, double *p, size_t n);
+    int (*comm_scatter)(struct kern *, float *p, size_t n);
+    int (*comm_gather)(struct kern *, float *p, size_t n);
     int (*comm_wait)(struct kern *);
-    void (*comm_abort)(struct kern *); // any thread: sums under way end with nothing of worth, later ones fail
+    void (*comm_abort)(struct kern *); // any thread: exchanges under way end with nothing of worth, later ones fail
 
     /*
      * Recorded work; all four are NULL on back ends that gain nothing by it. Between graph_begin and graph_end ops are recorded instead of run;

@@ -135,7 +135,7 @@ static int run(struct shown *s, const struct data *data, struct err *e) {
     const struct data_info *info = data_info(data);
     watch_signals();
     int rc = file_make_dir(s->c->out, e);
-    if (rc == OK) rc = trainer_new(&t, s->c, data, s->ranks->spec.size > 1 ? &s->ranks->peers : NULL, first ? &on : &none, e);
+    if (rc == OK) rc = trainer_new(&t, s->c, data, &s->ranks->spec, first ? &on : &none, e);
     if (rc != OK) return rc;
     if (!first) {
         rc = trainer_run(t, &stop, e);

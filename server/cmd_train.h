@@ -42,8 +42,6 @@ int train_flags_config(struct train_config *, struct data **, const struct train
 
 struct train_ranks {
     struct parallel_spec spec;
-    struct train_peers peers; // for trainer_new where spec.size > 1; refers to this struct
-    struct parallel *parallel;
     int start; // processes that are to be started here; this one then only watches over them
 };
 // device: this process's card

@@ -18,7 +18,7 @@
 #include "core/base/mem.h"
 
 #define PATIENCE 120             // seconds until all ranks must be there
-#define PIECE ((size_t)16 << 20) // floats of one sum
+#define PIECE ((size_t)64 << 20) // floats of one exchange: NCCL wants them large (SPEED.md)
 #define MAGIC "sitdrank"
 enum { BYE = 'b', LOST = 'l' };
 
@@ -30,7 +30,7 @@ struct hello { // what a rank sends first
 struct parallel {
     struct kern *k;
     float *grads;
-    float *numbers; // a buffer, [2*PARALLEL_NUMBERS]
+    double *numbers; // a buffer, [PARALLEL_NUMBERS]
     int rank, size, peers;
     int *fd;     // [peers]: rank 0: of rank i + 1; else: of rank 0
     int wake[2]; // a pipe that ends the watcher
@@ -39,8 +39,10 @@ struct parallel {
     atomic_int lost; // the rank that died, -1: none
     struct {
         size_t from, to;
-    } ready[2]; // floats whose gradients are ready and not yet summed: of blocks and of modulation, which come by turns
-    int failed; // the back end's status of a sum
+    } ready[2];                   // floats whose gradients are ready and not yet summed: of blocks and of modulation, which come by turns
+    struct parallel_piece *piece; // in the order of the backward pass
+    int pieces, room, next;       // next: of this pass; behind the last one 0 again
+    int failed;                   // the back end's status of an exchange, KERN_*
 };
 
 /* ---- meeting ---- */
@@ -186,7 +188,7 @@ static int meet(struct parallel *p, const struct parallel_spec *s, struct err *e
     if (rc == OK && pipe(p->wake)) rc = err_set(e, E_IO, "no pipe: %s", strerror(errno));
     if (rc == OK) p->watching = pthread_create(&p->watcher, NULL, watch, p) == 0;
     if (rc == OK && !p->watching) rc = err_set(e, E_NOMEM, "no thread to watch over %d ranks", p->size);
-    if (rc == OK && p->k->alloc(p->k, 2 * PARALLEL_NUMBERS * sizeof(float), (void **)&p->numbers))
+    if (rc == OK && p->k->alloc(p->k, PARALLEL_NUMBERS * sizeof(double), (void **)&p->numbers))
         rc = err_set(e, E_NOMEM, "%s", p->k->why);
     if (rc == OK && p->k->comm_join(p->k, id, s->rank, s->size)) rc = err_set(e, E_DEVICE, "%s", p->k->why);
     return rc;
@@ -194,6 +196,7 @@ static int meet(struct parallel *p, const struct parallel_spec *s, struct err *e
 
 int parallel_join(struct parallel **out, const struct parallel_spec *s, struct kern *k, float *grads, struct err *e) {
     *out = NULL;
+    if (s->bring) s->bring(k);
     if (!k->comm_join) return err_set(e, E_UNSUPPORTED, "the %s back end trains in one process", k->name);
     if (s->size > 255) return err_set(e, E_RANGE, "%d ranks, 255 are the most", s->size);
     struct parallel *p = mem_alloc(sizeof *p);
@@ -223,14 +226,52 @@ void parallel_free(struct parallel *p) {
     for (int i = 0; p->fd && i < p->peers; i++)
         if (p->fd[i] >= 0) close(p->fd[i]);
     if (p->numbers) p->k->free(p->k, p->numbers);
+    mem_free(p->piece);
     mem_free(p->fd);
     mem_free(p);
 }
 
+/* ---- sums ---- */
+
+// Floats [from, to) as a piece: shares of whole vectors of four, and a rest
+static struct parallel_piece cut(const struct parallel *p, size_t from, size_t to) {
+    const size_t size = (size_t)p->size, share = (to - from) / size & ~(size_t)3;
+    return (struct parallel_piece){.from = from,
+                                   .own = from + (size_t)p->rank * share,
+                                   .share = share,
+                                   .rest = from + size * share,
+                                   .rest_count = to - from - size * share};
+}
+
+static int refuse(struct parallel *p, int status, const char *why) {
+    snprintf(p->k->why, sizeof p->k->why, "%s", why);
+    return status;
+}
+
+// The first pass lays the pieces down; later ones bring the same, or moments would lie with ranks that no longer step them.
+static int keep(struct parallel *p, const struct parallel_piece *piece) {
+    if (p->next < p->pieces)
+        return memcmp(&p->piece[p->next], piece, sizeof *piece) == 0
+                   ? KERN_OK
+                   : refuse(p, KERN_EUNSUPPORTED, "gradients came in another order than in the first step");
+    if (p->pieces == p->room) {
+        struct parallel_piece *more = mem_resize(p->piece, (size_t)(p->room = 2 * p->room + 16), sizeof *more);
+        if (!more) return refuse(p, KERN_ENOMEM, "no memory for a list of pieces");
+        p->piece = more;
+    }
+    p->piece[p->pieces++] = *piece;
+    return KERN_OK;
+}
+
 static void sum_ready(struct parallel *p, int i) {
-    size_t n = p->ready[i].to - p->ready[i].from;
-    if (n && !p->failed) p->failed = p->k->comm_sum(p->k, p->grads + p->ready[i].from, n);
+    struct kern *k = p->k;
+    const struct parallel_piece piece = cut(p, p->ready[i].from, p->ready[i].to);
     p->ready[i].from = p->ready[i].to = 0;
+    if (!piece.share && !piece.rest_count) return;
+    if (!p->failed) p->failed = keep(p, &piece);
+    p->next++;
+    if (!p->failed && piece.share) p->failed = k->comm_scatter(k, p->grads + piece.from, piece.share);
+    if (!p->failed && piece.rest_count) p->failed = k->comm_sum(k, p->grads + piece.rest, piece.rest_count);
 }
 
 void parallel_gradients(void *ctx, size_t offset, size_t count) {
@@ -246,26 +287,41 @@ void parallel_gradients(void *ctx, size_t offset, size_t count) {
     if (p->ready[i].to - offset >= PIECE) sum_ready(p, i);
 }
 
-int parallel_finish(struct parallel *p, struct err *e) {
-    for (int i = 0; i < 2; i++) sum_ready(p, i);
+int parallel_wait(struct parallel *p, struct err *e) {
     int rc = p->failed ? p->failed : p->k->comm_wait(p->k);
     p->failed = 0;
-    if (parallel_check(p, e)) return E_DEVICE; // the cause, where a sum failed for it
+    if (parallel_check(p, e)) return E_DEVICE; // the cause, where an exchange failed for it
     return rc ? err_set(e, E_DEVICE, "%s", p->k->why) : OK;
 }
 
-// As a float and what it lost, so that no rank's number is rounded to a float.
+int parallel_finish(struct parallel *p, struct err *e) {
+    for (int i = 0; i < 2; i++) sum_ready(p, i);
+    p->next = 0;
+    return parallel_wait(p, e);
+}
+
+int parallel_pieces(const struct parallel *p, const struct parallel_piece **out) { return *out = p->piece, p->pieces; }
+
+void parallel_share(struct parallel *p, float *array, int i) {
+    const struct parallel_piece *piece = &p->piece[i];
+    if (!p->failed && piece->share) p->failed = p->k->comm_gather(p->k, array + piece->from, piece->share);
+}
+
+int parallel_gather(struct parallel *p, float *array, struct err *e) {
+    for (int i = 0; i < p->pieces; i++) parallel_share(p, array, i);
+    return parallel_wait(p, e);
+}
+
+void parallel_sum(struct parallel *p, double *sum, size_t n) {
+    if (!p->failed) p->failed = p->k->comm_sum_double(p->k, sum, n);
+}
+
 int parallel_numbers(struct parallel *p, double *v, int n, struct err *e) {
-    float split[2 * PARALLEL_NUMBERS];
     struct kern *k = p->k;
-    for (int i = 0; i < n; i++) split[2 * i] = (float)v[i], split[2 * i + 1] = (float)(v[i] - (double)split[2 * i]);
-    size_t bytes = 2 * (size_t)n * sizeof *split;
-    int rc = k->upload(k, p->numbers, split, bytes);
-    if (!rc) rc = k->comm_sum(k, p->numbers, 2 * (size_t)n);
-    if (!rc) rc = k->comm_wait(k);
-    if (!rc) rc = k->download(k, split, p->numbers, bytes);
-    if (parallel_check(p, e)) return E_DEVICE;
-    if (rc) return err_set(e, E_DEVICE, "%s", k->why);
-    for (int i = 0; i < n; i++) v[i] = (double)split[2 * i] + (double)split[2 * i + 1];
-    return OK;
+    size_t bytes = (size_t)n * sizeof *v;
+    if (!p->failed) p->failed = k->upload(k, p->numbers, v, bytes);
+    parallel_sum(p, p->numbers, (size_t)n);
+    int rc = parallel_wait(p, e);
+    if (rc == OK && k->download(k, v, p->numbers, bytes)) rc = err_set(e, E_DEVICE, "%s", k->why);
+    return parallel_check(p, e) ? E_DEVICE : rc;
 }

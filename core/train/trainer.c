@@ -37,18 +37,44 @@ static int microbatch(struct trainer *t, int m, struct err *e) {
     rc =
         k->loss(k, dit_train_dout(t->net), loss, dit_train_out(t->net), t->out_ld, t->x1, t->x0, xt, t->numel, t->judge, t->rows);
     if (rc) return trainer_kern(t, rc, e);
-    if (t->peers.ready && m == t->micros - 1) dit_train_on_grads(t->net, t->peers.ready, t->peers.ctx);
+    if (t->parallel && m == t->micros - 1) dit_train_on_grads(t->net, parallel_gradients, t->parallel);
     rc = dit_train_backward(t->net, t->rows, m > 0, e);
-    if (t->peers.ready) dit_train_on_grads(t->net, NULL, NULL);
+    if (t->parallel) dit_train_on_grads(t->net, NULL, NULL);
     return rc;
 }
 
-// The seam of data parallel training: before it the gradients are this process's, after it everybody's.
-static int reduce(struct trainer *t, struct err *e) { return t->peers.finish ? t->peers.finish(t->peers.ctx, e) : OK; }
+// The pieces of the flat arrays that this process steps its shares of: alone, one, its own.
+static int pieces(const struct trainer *t, const struct parallel_piece **out) {
+    return t->parallel ? parallel_pieces(t->parallel, out) : (*out = &t->whole, 1);
+}
 
+// The sum of squares of all gradients, of which this process holds its shares.
+static int gradient_norm(struct trainer *t, struct err *e) {
+    struct kern *k = t->k;
+    const struct parallel_piece *p;
+    const float *grads = dit_train_grads(t->net);
+    int n = pieces(t, &p), rc = k->zero(k, t->norm2, 2 * sizeof(double)); // moved2 too
+    for (int i = 0; i < n && !rc; i++) {
+        rc = k->sum_squares(k, t->norm2, grads + p[i].own, p[i].share);
+        if (!rc && p[i].rest_count && t->ranks.rank == 0) rc = k->sum_squares(k, t->norm2, grads + p[i].rest, p[i].rest_count);
+    }
+    if (rc || !t->parallel) return trainer_kern(t, rc, e);
+    parallel_sum(t->parallel, t->norm2, 1);
+    return parallel_wait(t->parallel, e);
+}
+
+// Floats [at, at + n) of all arrays; moved2 may be NULL
+static int step_floats(struct trainer *t, const struct kern_adamw *a, size_t at, size_t n, double *moved2) {
+    float *ema[KERN_MAX_EMA];
+    for (int i = 0; i < a->n_ema; i++) ema[i] = t->array[SNAPSHOT_EMA + i] + at;
+    return t->k->adamw(t->k, t->array[SNAPSHOT_WEIGHTS] + at, t->array[SNAPSHOT_MOMENT1] + at, t->array[SNAPSHOT_MOMENT2] + at, ema,
+                       dit_train_grads(t->net) + at, n, a, t->norm2, moved2);
+}
+
+// Gradients are this process's when it begins, summed over all in its shares when it ends.
 static int update(struct trainer *t, struct err *e) {
     const struct train_config *c = t->c;
-    struct kern *k = t->k;
+    const struct parallel_piece *p;
     double count = (double)(t->step + 1);
     struct kern_adamw a = {.lr = train_config_lr(c, t->step),
                            .beta1 = c->beta1,
@@ -61,12 +87,16 @@ static int update(struct trainer *t, struct err *e) {
                            .max_norm = c->clip,
                            .n_ema = c->n_ema};
     for (int i = 0; i < c->n_ema; i++) a.ema[i] = c->ema[i];
-    float *grads = dit_train_grads(t->net);
-    int rc = k->sum_squares(k, t->norm2, grads, t->n);
-    if (!rc)
-        rc = k->adamw(k, t->array[SNAPSHOT_WEIGHTS], t->array[SNAPSHOT_MOMENT1], t->array[SNAPSHOT_MOMENT2],
-                      &t->array[SNAPSHOT_EMA], grads, t->n, &a, t->norm2, t->moved2);
-    return rc ? trainer_kern(t, rc, e) : dit_train_refresh(t->net, e);
+    if (t->parallel && parallel_finish(t->parallel, e)) return e->status;
+    int rc = gradient_norm(t, e), n = pieces(t, &p), failed = 0;
+    for (int i = 0; i < n && rc == OK && !failed; i++) {
+        failed = step_floats(t, &a, p[i].own, p[i].share, t->moved2);
+        if (!failed && p[i].rest_count) failed = step_floats(t, &a, p[i].rest, p[i].rest_count, t->ranks.rank == 0 ? t->moved2 : NULL);
+        if (t->parallel) parallel_share(t->parallel, t->array[SNAPSHOT_WEIGHTS], i);
+    }
+    if (rc == OK) rc = trainer_kern(t, failed, e);
+    if (rc == OK && t->parallel) rc = parallel_wait(t->parallel, e);
+    return rc == OK ? dit_train_refresh(t->net, e) : rc;
 }
 
 /* ---- the writer ---- */
@@ -106,6 +136,7 @@ static int blame(struct trainer *t, const char *what, struct err *e) {
     int n = dit_train_params(t->net, &param), rc = OK;
     float *grads = mem_array(t->n, sizeof *grads);
     settle(t);
+    if (t->parallel) parallel_gather(t->parallel, dit_train_grads(t->net), NULL); // all ranks blame
     if (grads) rc = t->k->download(t->k, grads, dit_train_grads(t->net), t->n * sizeof *grads);
     for (int i = 0; grads && rc == 0 && i < n; i++)
         if (!floats_finite(grads + param[i].offset, param[i].count)) {
@@ -121,23 +152,24 @@ static int blame(struct trainer *t, const char *what, struct err *e) {
 
 // Reads the step's numbers back, checks and sums them.
 static int account(struct trainer *t, double *step_loss, struct err *e) {
-    double sums[3] = {0, 0, *t->stop != 0};
+    double sums[4] = {0, 0, 0, *t->stop != 0}; // of all ranks: loss, its second part, squares of the update, a wish to stop
     int rc = t->k->download(t->k, t->host, t->norm2, trainer_numbers(t));
     if (rc) return trainer_kern(t, rc, e);
-    const double norm2 = t->host[0], moved2 = t->host[1];
+    const double norm2 = t->host[0];
     const float *loss = (const float *)(t->host + 2);
     for (int i = 0; i < t->local; i++)
         for (int j = 0; j < 2; j++) sums[j] += loss[2 * i + j] / t->c->batch;
-    if (t->peers.numbers && t->peers.numbers(t->peers.ctx, sums, 3, e)) return e->status;
-    t->stopping = sums[2] > 0;
+    sums[2] = t->host[1];
+    if (t->parallel && parallel_numbers(t->parallel, sums, 4, e)) return e->status;
+    t->stopping = sums[3] > 0;
     if (!isfinite(sums[0] + sums[1])) return blame(t, "the loss", e);
     if (!isfinite(norm2)) return blame(t, "the gradient's norm", e);
-    if (!isfinite(moved2)) return blame(t, "the update", e);
+    if (!isfinite(sums[2])) return blame(t, "the update", e);
     for (int i = 0; i < t->local; i++)
         objective_bins_add(&t->bins, t->row[i].place, loss[2 * i] * (t->c->objective.discrete ? 1 : t->row[i].velocity));
     *step_loss = sums[0] + sums[1];
     t->sum.loss += *step_loss, t->sum.mse += sums[0], t->sum.vb += sums[1];
-    t->sum.grad += sqrt(norm2), t->sum.moved += sqrt(moved2);
+    t->sum.grad += sqrt(norm2), t->sum.moved += sqrt(sums[2]);
     t->window.loss += *step_loss, t->window.steps++;
     return OK;
 }
@@ -146,7 +178,6 @@ static int one_step(struct trainer *t, struct err *e) {
     double start = trainer_now(), loss = 0;
     int rc = OK;
     for (int m = 0; rc == OK && m < t->micros; m++) rc = microbatch(t, m, e);
-    if (rc == OK) rc = reduce(t, e);
     if (rc == OK) rc = update(t, e);
     if (rc == OK) rc = account(t, &loss, e);
     if (rc != OK) return rc;
@@ -183,11 +214,14 @@ static void report(struct trainer *t) {
     if (t->on.stats) t->on.stats(t->on.ctx, &s);
 }
 
-static int hold(struct trainer *t, struct err *e) { // the snapshot becomes this step's
+// The snapshot becomes this step's. Every rank takes part, since moments and averages lie in shares; rank 0 has it then.
+static int hold(struct trainer *t, struct err *e) {
     settle(t);
     if (t->held) return OK;
     t->held = true;
-    return trainer_fill(t, e);
+    for (int i = SNAPSHOT_MOMENT1; t->parallel && i < t->snapshot.n_arrays; i++)
+        if (parallel_gather(t->parallel, t->array[i], e)) return e->status;
+    return t->ranks.rank == 0 ? trainer_fill(t, e) : OK;
 }
 
 static bool want_publish(struct trainer *t) {
@@ -215,18 +249,18 @@ static int pictures(struct trainer *t, struct err *e) {
 }
 
 static int after_step(struct trainer *t, bool last, struct err *e) {
-    bool first = t->peers.rank == 0, save = first && (due(t, t->c->save_every) || (last && t->saved != t->step)),
-         show = first && due(t, t->c->sample_every);
-    bool publish = first && want_publish(t);
+    bool save = due(t, t->c->save_every) || last, show = due(t, t->c->sample_every), publish = want_publish(t); // alike on all ranks
     if (due(t, t->c->log_every) || last) report(t);
     if (!save && !show && !publish) return OK;
     if (hold(t, e)) return e->status;
+    if (t->ranks.rank != 0) return OK;
     keeper_start(&t->keeper, save, publish);
     return show ? pictures(t, e) : OK; // beside the writer: both only read
 }
 
-static int save_last(struct trainer *t, struct err *e) { // after a signal behind the last look, or data at fault
-    if (t->saved == t->step || t->peers.rank != 0) return OK;
+// After a signal behind the last look, or data at fault. With other ranks only what they have already given can be saved.
+static int save_last(struct trainer *t, struct err *e) {
+    if (t->saved == t->step || t->ranks.rank != 0 || (t->parallel && !t->held)) return OK;
     if (hold(t, e)) return e->status;
     keeper_start(&t->keeper, true, false);
     return settle(t);
@@ -236,10 +270,10 @@ int trainer_run(struct trainer *t, const volatile sig_atomic_t *stop, struct err
     struct err here = {0}, last = {0};
     int rc = OK;
     t->stop = stop;
-    t->stopping = t->peers.size == 1 && *stop;
+    t->stopping = t->ranks.size == 1 && *stop;
     while (rc == OK && t->step < t->c->steps && !t->stopping) {
         rc = one_step(t, &here);
-        if (t->peers.size == 1 && *stop) t->stopping = true;
+        if (t->ranks.size == 1 && *stop) t->stopping = true;
         if (rc == OK) rc = after_step(t, t->step == t->c->steps || t->stopping, &here);
     }
     int saved = settle(t);

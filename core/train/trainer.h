@@ -3,7 +3,7 @@
  * trainer: a training run, from data to checkpoints.
  *
  * One step: the batch in microbatches (noise mixed in, forward, loss, backward: gradients add up), gradients summed over
- * processes, their norm, AdamW and EMA in one pass, the network's copies refreshed. Then, by the step's number: a line of the
+ * processes, their norm, AdamW and EMA in one pass (each process for its share, parallel.h), the network's copies refreshed. Then, by the step's number: a line of the
  * log, a picture of samples, a checkpoint, a publication. What a step draws depends on (seed, step) alone; so a run that is cut
  * and continued from a checkpoint does on the CPU bit for bit what one that was never cut does.
  *
@@ -16,6 +16,7 @@
 
 #include "core/train/config.h"
 #include "core/train/data.h"
+#include "core/train/parallel.h"
 
 struct trainer;
 
@@ -34,26 +35,10 @@ struct train_events {
     void (*note)(void *ctx, enum train_note, int64_t step, const char *text);
 };
 
-/*
- * Data parallel: ranks share a batch and keep equal weights. `join` meets them once the network is there, `leave` ends it before
- * the device is closed. `ready` is told of finished gradients during backward of the last microbatch (dit_train_on_grads);
- * `finish` lets all later work see them summed over the ranks; `numbers` replaces n of the host's numbers by their sums. NULL:
- * one process.
- */
-struct train_peers {
-    int rank, size;
-    void *ctx;
-    int (*join)(void *ctx, struct kern *, float *grads, struct err *);
-    void (*leave)(void *ctx);
-    void (*ready)(void *ctx, size_t offset, size_t count);
-    int (*finish)(void *ctx, struct err *);
-    int (*numbers)(void *ctx, double *, int n, struct err *);
-};
-
-// Opens the device, makes the network, begins or continues. Config and data must outlive the trainer; peers may be NULL. Errors
-// as of its parts; a microbatch that does not fit is E_NOMEM with one that does; a checkpoint beyond the last step is E_CONFLICT, one
+// Opens the device, makes the network, meets the other ranks, begins or continues. Config and data must outlive the trainer; ranks
+// NULL or of size 1: alone. Ranks share a batch and keep equal weights; rank 0 alone writes. Errors as of its parts; a microbatch that does not fit is E_NOMEM with one that does; a checkpoint beyond the last step is E_CONFLICT, one
 // of the last step a run that is done.
-int trainer_new(struct trainer **, const struct train_config *, const struct data *, const struct train_peers *,
+int trainer_new(struct trainer **, const struct train_config *, const struct data *, const struct parallel_spec *ranks,
                 const struct train_events *, struct err *);
 void trainer_free(struct trainer *); // NULL is fine; waits for the writer
 // To the last step, or until *stop is set; saves a checkpoint either way. OK, E_NONFINITE, E_DEVICE, E_IO (the last checkpoint

@@ -14,7 +14,8 @@
 struct trainer {
     const struct train_config *c;
     struct train_events on;
-    struct train_peers peers; // size 1: alone
+    struct parallel_spec ranks; // size 1: alone
+    struct parallel *parallel;  // NULL: alone
     struct kern *k;
     const struct data *data;
     struct feed *feed;
@@ -25,6 +26,7 @@ struct trainer {
     double peak;
     /* buffers */
     float *array[SNAPSHOT_ARRAYS]; // weights (the network's), moments, EMAs
+    struct parallel_piece whole;   // of them all, for a process alone
     float *x1, *x0;                // [rows, numel] each
     double *norm2, *moved2;        // one each; the step's numbers lie in one buffer, that begins with norm2
     float *loss;                   // [local, 2]

@@ -137,7 +137,7 @@ static int begin(struct trainer *t, struct err *e) {
     if (rc == OK && s->step > t->c->steps)
         rc = err_param(e, E_CONFLICT, "steps", "%s is of step %lld, --steps asks for a run of %lld: name more, or continue an earlier checkpoint",
                        t->keeper.last, (long long)s->step, (long long)t->c->steps);
-    if (rc == OK && t->peers.rank == 0 && !automatic) rc = keeper_check_new(t->c, s->step, e);
+    if (rc == OK && t->ranks.rank == 0 && !automatic) rc = keeper_check_new(t->c, s->step, e);
     for (int i = 0; rc == OK && i < s->n_arrays; i++)
         rc = trainer_kern(t, t->k->upload(t->k, t->array[i], s->array[i], t->n * sizeof(float)), e);
     if (rc == OK) rc = dit_train_refresh(t->net, e);
@@ -147,7 +147,7 @@ static int begin(struct trainer *t, struct err *e) {
     t->window = s->window;
     struct feed_spec feed = {.step = (uint64_t)t->step,
                              .batch = t->c->batch,
-                             .first = t->peers.rank * t->local,
+                             .first = t->ranks.rank * t->local,
                              .local = t->local,
                              .rows = t->rows,
                              .threads = t->c->data_threads};
@@ -156,10 +156,10 @@ static int begin(struct trainer *t, struct err *e) {
 
 static int share_batch(struct trainer *t, struct err *e) {
     const struct train_config *c = t->c;
-    if (c->batch % t->peers.size)
-        return err_param(e, E_CONFLICT, "batch", "a batch of %d is not a multiple of the %d devices; %d is", c->batch, t->peers.size,
-                         (c->batch / t->peers.size + 1) * t->peers.size);
-    t->local = c->batch / t->peers.size;
+    if (c->batch % t->ranks.size)
+        return err_param(e, E_CONFLICT, "batch", "a batch of %d is not a multiple of the %d devices; %d is", c->batch, t->ranks.size,
+                         (c->batch / t->ranks.size + 1) * t->ranks.size);
+    t->local = c->batch / t->ranks.size;
     t->rows = c->microbatch && c->microbatch < t->local ? c->microbatch : t->local;
     if (t->local % t->rows)
         return err_param(e, E_CONFLICT, "microbatch", "a device's %d images are not a multiple of the microbatch, %d", t->local,
@@ -179,15 +179,15 @@ static int check_data(const struct trainer *t, struct err *e) {
                      d->classes - 1, a->num_classes, d->classes);
 }
 
-int trainer_new(struct trainer **out, const struct train_config *c, const struct data *data, const struct train_peers *peers,
+int trainer_new(struct trainer **out, const struct train_config *c, const struct data *data, const struct parallel_spec *ranks,
                 const struct train_events *on, struct err *e) {
     char why[256];
     struct trainer *t = mem_alloc(sizeof *t);
     *out = NULL;
     if (!t) return err_set(e, E_NOMEM, "no memory for a trainer");
     const struct arch *a = &c->desc.arch;
-    *t = (struct trainer){.c = c, .data = data, .on = *on, .peers = {.size = 1}};
-    if (peers) t->peers = *peers;
+    *t = (struct trainer){.c = c, .data = data, .on = *on, .ranks = {.size = 1}};
+    if (ranks) t->ranks = *ranks;
     t->numel = (size_t)a->in_channels * (size_t)a->input_size * (size_t)a->input_size;
     int rc = train_config_check(c, e);
     if (rc == OK) rc = share_batch(t, e);
@@ -196,14 +196,15 @@ int trainer_new(struct trainer **out, const struct train_config *c, const struct
     if (rc == OK) rc = make_net(t, e);
     if (rc == OK) {
         t->n = dit_train_floats(t->net);
+        t->whole.share = t->n;
         t->out_ld = t->numel * (size_t)(dit_channels(a) / a->in_channels);
         t->flops = 3 * dit_flops(a) * t->local; // forward once, backward twice its products
         t->peak = peak_of(t->k);
         rc = make_arrays(t, e);
     }
-    if (rc == OK && t->peers.join) rc = t->peers.join(t->peers.ctx, t->k, dit_train_grads(t->net), e);
-    if (rc == OK) rc = keeper_open(&t->keeper, c, &t->snapshot, t->peers.rank == 0, e);
-    if (rc == OK && t->peers.rank == 0) rc = keeper_publish_vae(&t->keeper, e);
+    if (rc == OK && t->ranks.size > 1) rc = parallel_join(&t->parallel, &t->ranks, t->k, dit_train_grads(t->net), e);
+    if (rc == OK) rc = keeper_open(&t->keeper, c, &t->snapshot, t->ranks.rank == 0, e);
+    if (rc == OK && t->ranks.rank == 0) rc = keeper_publish_vae(&t->keeper, e);
     if (rc == OK) rc = begin(t, e);
     if (rc == OK) return *out = t, OK;
     trainer_free(t);
@@ -220,7 +221,7 @@ void trainer_free(struct trainer *t) {
         if (device[i]) t->k->free(t->k, device[i]);
     for (int i = SNAPSHOT_MOMENT1; i < SNAPSHOT_ARRAYS; i++)
         if (t->array[i]) t->k->free(t->k, t->array[i]);
-    if (t->peers.leave) t->peers.leave(t->peers.ctx);
+    parallel_free(t->parallel);
     dit_train_free(t->net);
     kern_close(t->k);
     void *host[] = {t->row, t->mix, t->judge, t->time, t->label, t->host};

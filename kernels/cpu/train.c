@@ -359,8 +359,9 @@ static int adamw_task(struct lane *lane, int task, void *arg) {
 static int run_parts(struct kern *k, struct flat_call *c, double work, cpu_task_fn *task, double *sum) {
     c->part = KERN_ROUND_UP(blocks(c->n, PARTS), 64);
     int rc = cpu_run(k, PARTS, work * (double)c->n, task, c);
-    if (sum) *sum = 0;
-    for (int i = 0; sum && i < PARTS; i++) *sum += c->sums[i];
+    double v = 0;
+    for (int i = 0; i < PARTS; i++) v += c->sums[i];
+    if (sum) *sum += v;
     return rc;
 }
 

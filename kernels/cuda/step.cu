@@ -59,7 +59,7 @@ __global__ static void add_up(double *sum, const double *part, int n) {
     double v = 0;
     for (int i = threadIdx.x; i < n; i += THREADS) v += part[i];
     v = block_sum(v);
-    if (threadIdx.x == 0) *sum = v;
+    if (threadIdx.x == 0) *sum += v;
 }
 
 #define SUM_BLOCKS 1024

@@ -176,6 +176,9 @@ void cuda_train_fill(struct kern *k) {
     k->comm_id = cuda_comm_id;
     k->comm_join = cuda_comm_join;
     k->comm_sum = cuda_comm_sum;
+    k->comm_sum_double = cuda_comm_sum_double;
+    k->comm_scatter = cuda_comm_scatter;
+    k->comm_gather = cuda_comm_gather;
     k->comm_wait = cuda_comm_wait;
     k->comm_abort = cuda_comm_abort;
 }

@@ -74,6 +74,9 @@ int cuda_adamw(struct kern *, float *p, float *m, float *v, float *const e[], co
 int cuda_comm_id(struct kern *, char id[KERN_COMM_ID]);
 int cuda_comm_join(struct kern *, const char id[KERN_COMM_ID], int rank, int size);
 int cuda_comm_sum(struct kern *, float *p, size_t n);
+int cuda_comm_sum_double(struct kern *, double *p, size_t n);
+int cuda_comm_scatter(struct kern *, float *p, size_t n);
+int cuda_comm_gather(struct kern *, float *p, size_t n);
 int cuda_comm_wait(struct kern *);
 void cuda_comm_abort(struct kern *);
 

@@ -83,8 +83,9 @@ int ref_loss(struct kern *k, float *dout, float *loss, const float *out, size_t 
 
 int ref_sum_squares(struct kern *k, double *sum, const float *x, size_t n) {
     (void)k;
-    *sum = 0;
-    for (size_t i = 0; i < n; i++) *sum += (double)x[i] * (double)x[i];
+    double v = 0;
+    for (size_t i = 0; i < n; i++) v += (double)x[i] * (double)x[i];
+    *sum += v;
     return KERN_OK;
 }
 
@@ -99,6 +100,6 @@ int ref_adamw(struct kern *k, float *p, float *m, float *v, float *const e[], co
         moved += ((double)now - (double)p[i]) * ((double)now - (double)p[i]);
         p[i] = now;
     }
-    if (moved2) *moved2 = moved;
+    if (moved2) *moved2 += moved;
     return KERN_OK;
 }

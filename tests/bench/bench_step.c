@@ -81,6 +81,7 @@ static int step(struct bench *b, int n, struct err *e) {
         rc = k->loss(k, dit_train_dout(b->net), b->loss, dit_train_out(b->net), b->numel, b->x1, b->x0, x, b->numel, b->what,
                      b->rows);
     if (!rc) rc = dit_train_backward(b->net, b->rows, false, e);
+    if (!rc) rc = k->zero(k, b->norm2, sizeof(double));
     if (!rc) rc = k->sum_squares(k, b->norm2, grads, b->floats);
     if (!rc) rc = k->adamw(k, dit_train_weights(b->net), b->m, b->v, &b->e, grads, b->floats, &a, b->norm2, NULL);
     return rc ? rc : dit_train_refresh(b->net, e);

@@ -8,7 +8,7 @@
  * gib: what the GPU has less of at the end than after it was opened, whatever took it; on a card that nobody else uses.
  *
  * With RANK, WORLD_SIZE and MASTER_ADDR in the environment (or what mpirun and Slurm set) every process runs ROWS rows on its own
- * GPU and gradients are summed.
+ * GPU, gradients are summed and each steps its share of the weights.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -85,6 +85,12 @@ static void reserve(struct bench *b) {
     NET(dit_train_refresh(b->t, &e));
 }
 
+static void update(struct bench *b, const struct kern_adamw *a, size_t at, size_t n) {
+    struct kern *k = b->k;
+    float *ema = b->ema + at;
+    OP(k->adamw(k, dit_train_weights(b->t) + at, b->m + at, b->v + at, &ema, dit_train_grads(b->t) + at, n, a, NULL, NULL));
+}
+
 static void step(struct bench *b) {
     struct kern *k = b->k;
     struct err e = {0};
@@ -105,7 +111,14 @@ static void step(struct bench *b) {
     double beta1 = 1, beta2 = 1;
     for (int i = 0; i < b->step; i++) beta1 *= 0.9, beta2 *= 0.999;
     struct kern_adamw a = {1e-4, 0.9, 0.999, 1e-8, 0, 1 - beta1, 1 - beta2, 1.0 / b->rows, 0, 1, {0.9999}};
-    OP(k->adamw(k, dit_train_weights(b->t), b->m, b->v, &b->ema, dit_train_grads(b->t), b->n, &a, NULL, NULL));
+    const struct parallel_piece whole = {.share = b->n}, *p = &whole;
+    int pieces = b->parallel ? parallel_pieces(b->parallel, &p) : 1;
+    for (int i = 0; i < pieces; i++) {
+        update(b, &a, p[i].own, p[i].share);
+        if (p[i].rest_count) update(b, &a, p[i].rest, p[i].rest_count);
+        if (b->parallel) parallel_share(b->parallel, dit_train_weights(b->t), i);
+    }
+    if (b->parallel) NET(parallel_wait(b->parallel, &e));
     NET(dit_train_refresh(b->t, &e));
 }
 

@@ -362,6 +362,7 @@ TEST(cuda_train_adamw_has_the_reference_bits) {
         for (size_t i = 0; i < n; i++) ((float *)v.host)[i] = fabsf(((float *)v.host)[i]);
         buf_reset(&p, &v);
         struct kern_adamw a = {1e-3, 0.9, 0.999, 1e-8, 0.1, 0.19, 0.002, 0.5, 1, 2, {0.9999, 0.99}};
+        BOTH(&p, "zero", k->zero(k, P(sums), 16));
         BOTH(&p, "sum_squares", k->sum_squares(k, P(sums), P(g), n));
         double sum[2], moved[2];
         for (int i = 0; i < 2; i++) CHECK(p.k[i]->download(p.k[i], &sum[i], sums.p[i], 8) == 0);

@@ -138,7 +138,8 @@ static int adamw_run(struct op_run *o, void **p) {
                                  .max_norm = 10,
                                  .n_ema = 2,
                                  .ema = {0.9999, 0.5}};
-    int rc = o->k->sum_squares(o->k, p[7], p[6], 1000);
+    int rc = o->k->zero(o->k, p[7], sizeof(double));
+    if (!rc) rc = o->k->sum_squares(o->k, p[7], p[6], 1000);
     float *e[] = {p[3], p[4]};
     return rc ? rc : o->k->adamw(o->k, p[0], p[1], p[2], e, p[5], (size_t)o->R * (size_t)o->c->C, &a, p[7], NULL);
 }

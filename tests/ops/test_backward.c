@@ -297,7 +297,7 @@ TEST(adamw_as_torch) {
                                    .ema = {0.9}};
             a.bias1 = 1 - pow(a.beta1, step), a.bias2 = 1 - pow(a.beta2, step);
             float g[N], was[N];
-            double norm2, moved2, moved = 0;
+            double norm2 = 0, moved2 = 1, moved = 1; // both are added to
             for (int i = 0; i < N; i++) g[i] = g1[i] * (float)(i == 1 && step == 2 ? -step : step);
             memcpy(was, p, sizeof was);
             CHECK(k->sum_squares(k, &norm2, g, N) == 0);
@@ -315,7 +315,7 @@ TEST(adamw_as_torch) {
 TEST(adamw_lets_nan_through) {
     struct kern *k = ref();
     float p[2] = {1, 1}, m[2] = {0}, v[2] = {0}, g[2] = {NAN, 1};
-    double norm2;
+    double norm2 = 0;
     struct kern_adamw a = {.lr = 1, .bias1 = 1, .bias2 = 1, .grad_scale = 1, .max_norm = 1};
     CHECK(k->sum_squares(k, &norm2, g, 2) == 0 && k->adamw(k, p, m, v, NULL, g, 2, &a, &norm2, NULL) == 0);
     CHECK(isnan(norm2) && isnan(p[0]) && isnan(p[1]));
@@ -329,7 +329,7 @@ TEST(sum_squares_for_any_number_of_threads) {
     for (int i = 0; i < MOST; i++) x[i] = (float)sin(0.37 * i);
     static const size_t sizes[] = {0, 1, 63, 1000, MOST};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
-        double want, got[3];
+        double want = 0, got[3] = {0};
         struct kern *k = ref();
         CHECK(k->sum_squares(k, &want, x, sizes[s]) == 0);
         kern_close(k);

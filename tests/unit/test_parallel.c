@@ -89,13 +89,14 @@ TEST(parallel_refuses_an_environment_that_cannot_be) {
          E_CONFLICT, "MASTER_ADDR");
 }
 
-/* ---- ranks that meet; sums are written down instead of made ---- */
+/* ---- ranks that meet; exchanges are written down instead of made ---- */
 
 static struct {
-    float *p[32];
+    char kind[32]; // scattered, +: summed, gathered, double
+    void *p[32];
     size_t n[32];
     int count, waits, aborted;
-} sums;
+} seen;
 
 static int fake_id(struct kern *k, char id[KERN_COMM_ID]) {
     (void)k;
@@ -108,19 +109,22 @@ static int fake_join(struct kern *k, const char id[KERN_COMM_ID], int rank, int 
         if (id[i] != (char)(i * 7)) return KERN_EDEVICE;
     return rank < size ? 0 : KERN_EDEVICE;
 }
-static int fake_sum(struct kern *k, float *p, size_t n) {
-    (void)k;
-    sums.p[sums.count] = p, sums.n[sums.count++] = n;
+static int note(char kind, void *p, size_t n) {
+    seen.kind[seen.count] = kind, seen.p[seen.count] = p, seen.n[seen.count++] = n;
     return 0;
 }
+static int fake_sum(struct kern *k, float *p, size_t n) { return (void)k, note('+', p, n); }
+static int fake_sum_double(struct kern *k, double *p, size_t n) { return (void)k, note('d', p, n); }
+static int fake_scatter(struct kern *k, float *p, size_t n) { return (void)k, note('s', p, n); }
+static int fake_gather(struct kern *k, float *p, size_t n) { return (void)k, note('g', p, n); }
 static int fake_wait(struct kern *k) {
     (void)k;
-    sums.waits++;
+    seen.waits++;
     return 0;
 }
 static void fake_abort(struct kern *k) {
     (void)k;
-    sums.aborted++;
+    seen.aborted++;
 }
 static int fake_alloc(struct kern *k, size_t bytes, void **out) {
     (void)k;
@@ -143,6 +147,9 @@ static struct kern fake = {.name = "fake",
                            .comm_id = fake_id,
                            .comm_join = fake_join,
                            .comm_sum = fake_sum,
+                           .comm_sum_double = fake_sum_double,
+                           .comm_scatter = fake_scatter,
+                           .comm_gather = fake_gather,
                            .comm_wait = fake_wait,
                            .comm_abort = fake_abort};
 
@@ -160,7 +167,7 @@ static int some_port(void) {
 static void others(int size, int port, int dies) {
     for (int rank = 1; rank < size; rank++) {
         if (fork()) continue;
-        struct parallel_spec s = {rank, size, 0, "127.0.0.1", port};
+        struct parallel_spec s = {.rank = rank, .size = size, .host = "127.0.0.1", .port = port};
         struct parallel *p;
         if (parallel_join(&p, &s, &fake, NULL, NULL)) _exit(1);
         if (rank == dies) _exit(0);
@@ -168,7 +175,7 @@ static void others(int size, int port, int dies) {
         for (int i = 0; dies && i < 200 && parallel_check(p, &e) == OK; i++)
             nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
         parallel_free(p);
-        _exit(!dies ? 0 : e.status == E_DEVICE && strstr(e.text, "rank 2 of 3") && sums.aborted == 1 ? 0 : 2);
+        _exit(!dies ? 0 : e.status == E_DEVICE && strstr(e.text, "rank 2 of 3") && seen.aborted == 1 ? 0 : 2);
     }
 }
 
@@ -177,39 +184,48 @@ static void all_end_well(int n) {
 }
 
 TEST(parallel_sums_neighbouring_gradients_in_pieces) {
-    enum { BIG = 10 << 20 };
-    struct parallel_spec s = {0, 3, 0, "", some_port()};
+    enum { BIG = 40 << 20 };
+    struct parallel_spec s = {.rank = 0, .size = 3, .host = "", .port = some_port()};
     struct parallel *p;
     struct err e = {0};
-    float *grads = (float *)(uintptr_t)4096; // never read
+    const struct parallel_piece *piece;
+    float *grads = (float *)(uintptr_t)4096, *weights = (float *)(uintptr_t)64; // never read
     others(3, s.port, 0);
     CHECK_OK(parallel_join(&p, &s, &fake, grads, &e), &e);
-    parallel_gradients(p, 4 * BIG, 100);
-    parallel_gradients(p, 3 * BIG, BIG); // its neighbour
-    parallel_gradients(p, 2 * BIG, BIG); // now 64 MB are there
-    parallel_gradients(p, BIG, BIG / 2);
-    parallel_gradients(p, 0, BIG / 2); // no neighbour
-    CHECK_OK(parallel_finish(p, &e), &e);
-    CHECK(sums.count == 3 && sums.waits == 1);
-    CHECK(sums.p[0] == grads + 2 * BIG && sums.n[0] == 2 * BIG + 100);
-    CHECK(sums.p[1] == grads + BIG && sums.n[1] == BIG / 2 && sums.p[2] == grads && sums.n[2] == BIG / 2);
-    CHECK_OK(parallel_finish(p, &e), &e); // nothing left
-    CHECK(sums.count == 3);
-    double v[2] = {1.0 / 3, -1e9 / 7};
+    for (int pass = 0; pass < 2; pass++) { // of the second the same pieces come
+        seen.count = seen.waits = 0;
+        parallel_gradients(p, 4 * BIG, 101);
+        parallel_gradients(p, 3 * BIG, BIG); // its neighbour
+        parallel_gradients(p, 2 * BIG, BIG); // now 256 MB are there
+        parallel_gradients(p, BIG, BIG / 2);
+        parallel_gradients(p, 0, 7); // no neighbour, too few for three shares of four
+        CHECK_OK(parallel_finish(p, &e), &e);
+        CHECK(seen.count == 5 && seen.waits == 1 && memcmp(seen.kind, "s+s++", 5) == 0);
+        CHECK(seen.p[0] == grads + 2 * BIG && seen.n[0] == (2 * BIG + 101) / 3 / 4 * 4);
+        CHECK(seen.p[1] == grads + 2 * BIG + 3 * seen.n[0] && 3 * seen.n[0] + seen.n[1] == 2 * BIG + 101);
+        CHECK(seen.p[2] == grads + BIG && seen.p[4] == grads && seen.n[4] == 7);
+        CHECK(parallel_pieces(p, &piece) == 3 && piece[0].from == 2 * BIG && piece[0].own == 2 * BIG);
+        CHECK(piece[2].share == 0 && piece[2].rest == 0 && piece[2].rest_count == 7);
+        CHECK_OK(parallel_gather(p, weights, &e), &e); // the last has nothing to gather
+        CHECK(seen.count == 7 && seen.waits == 2 && memcmp(seen.kind + 5, "gg", 2) == 0);
+        CHECK(seen.p[5] == weights + 2 * BIG && seen.n[5] == seen.n[0] && seen.n[6] == seen.n[2]);
+    }
+    double v[2] = {1.0 / 3, -1e9 / 7}, same[2] = {1.0 / 3, -1e9 / 7};
     CHECK_OK(parallel_numbers(p, v, 2, &e), &e); // the pretended sum is the number itself
-    CHECK(sums.count == 4 && sums.n[3] == 4);
-    CHECK_NEAR(v[0] * 3, 1, 1e-13);
-    CHECK_NEAR(v[1] * 7e-9, -1, 1e-13);
+    CHECK(seen.count == 8 && seen.kind[7] == 'd' && seen.n[7] == 2 && memcmp(v, same, sizeof v) == 0);
+    parallel_gradients(p, 4 * BIG, 104); // not what the first pass brought
+    CHECK(parallel_finish(p, &e) == E_DEVICE && strstr(e.text, "another order"));
     parallel_free(p);
     all_end_well(2);
 }
 
 // Blocks and modulation come by turns: each kind is summed in pieces of its own, every float once
 TEST(parallel_sums_two_runs_of_gradients_by_turns) {
-    enum { BIG = 10 << 20 };
-    struct parallel_spec s = {0, 2, 0, "", some_port()};
+    enum { BIG = 40 << 20 };
+    struct parallel_spec s = {.rank = 0, .size = 2, .host = "", .port = some_port()};
     struct parallel *p;
     struct err e = {0};
+    const struct parallel_piece *piece;
     float *grads = (float *)(uintptr_t)4096; // never read
     static const size_t told[][2] = {{8 * BIG, 7}, {3 * BIG, BIG}, {7 * BIG, BIG},         {2 * BIG, BIG}, {6 * BIG, BIG},
                                      {BIG, BIG},   {5 * BIG, BIG}, {4 * BIG + 9, BIG - 9}, {4 * BIG, 9},   {0, BIG}};
@@ -217,35 +233,38 @@ TEST(parallel_sums_two_runs_of_gradients_by_turns) {
         {2 * BIG, 2 * BIG}, {6 * BIG, 2 * BIG + 7}, {4 * BIG + 9, 2 * BIG - 9}, {0, 2 * BIG}, {4 * BIG, 9}};
     others(2, s.port, 0);
     CHECK_OK(parallel_join(&p, &s, &fake, grads, &e), &e);
-    sums.count = sums.waits = 0;
     for (size_t i = 0; i < sizeof told / sizeof *told; i++) parallel_gradients(p, told[i][0], told[i][1]);
     CHECK_OK(parallel_finish(p, &e), &e);
-    CHECK(sums.count == sizeof want / sizeof *want && sums.waits == 1);
-    for (int i = 0; i < sums.count; i++) CHECK(sums.p[i] == grads + want[i][0] && sums.n[i] == want[i][1]);
+    int n = parallel_pieces(p, &piece);
+    CHECK(n == sizeof want / sizeof *want);
+    for (int i = 0; i < n; i++) {
+        CHECK(piece[i].from == want[i][0] && 2 * piece[i].share + piece[i].rest_count == want[i][1] && piece[i].rest_count < 8);
+        CHECK(piece[i].share % 4 == 0 && piece[i].rest == want[i][0] + 2 * piece[i].share);
+    }
     parallel_free(p);
     all_end_well(1);
 }
 
 TEST(parallel_a_rank_that_dies_is_named_to_all) {
-    struct parallel_spec s = {0, 3, 0, "", some_port()};
+    struct parallel_spec s = {.rank = 0, .size = 3, .host = "", .port = some_port()};
     struct parallel *p;
     struct err e = {0};
     others(3, s.port, 2);
     CHECK_OK(parallel_join(&p, &s, &fake, NULL, &e), &e);
     for (int i = 0; i < 200 && parallel_check(p, NULL) == OK; i++) nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
-    CHECK(parallel_finish(p, &e) == E_DEVICE && strstr(e.text, "rank 2 of 3") && sums.aborted == 1);
+    CHECK(parallel_finish(p, &e) == E_DEVICE && strstr(e.text, "rank 2 of 3") && seen.aborted == 1);
     all_end_well(2);
     parallel_free(p);
 }
 
 TEST(parallel_the_same_rank_twice_is_a_conflict) {
-    struct parallel_spec s = {0, 3, 0, "", some_port()};
+    struct parallel_spec s = {.rank = 0, .size = 3, .host = "", .port = some_port()};
     struct parallel *p;
     struct err e = {0};
     pid_t child[2];
     for (int i = 0; i < 2; i++)
         if ((child[i] = fork()) == 0) {
-            struct parallel_spec same = {1, 3, 0, "127.0.0.1", s.port};
+            struct parallel_spec same = {.rank = 1, .size = 3, .host = "127.0.0.1", .port = s.port};
             _exit(parallel_join(&p, &same, &fake, NULL, NULL) ? 0 : 1);
         }
     CHECK(parallel_join(&p, &s, &fake, NULL, &e) == E_CONFLICT && !p && strstr(e.text, "rank 1"));

@@ -13,33 +13,15 @@
 #include "tests/test.h"
 #include "tests/unit/tiny_train.h"
 
-#define N 13 // examples
-#define SIDE 8
-
 static char dir[64], out[96];
 static struct train_config config;
 static struct data *data;
 static volatile sig_atomic_t stop;
 
-static void put_idx(const char *name, int rank, const unsigned *dims, size_t n, int classes) {
-    unsigned char b[8192] = {0, 0, 8, (unsigned char)rank}, *p = b + 4;
-    char path[128];
-    struct err e = {0};
-    for (int i = 0; i < rank; i++) *p++ = 0, *p++ = 0, *p++ = (unsigned char)(dims[i] >> 8), *p++ = (unsigned char)dims[i];
-    for (size_t i = 0; i < n; i++) *p++ = (unsigned char)(classes ? i % (size_t)classes : i * i / 7);
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    CHECK_OK(file_write(path, b, (size_t)(p - b), &e), &e);
-}
-
 // A tiny SiT on thirteen pictures of noise. out: a fresh folder.
 static void begin(void) {
-    struct err e = {0};
-    snprintf(dir, sizeof dir, "/tmp/sitd-train-XXXXXX");
-    CHECK(mkdtemp(dir));
+    data = tiny_data(dir, true);
     snprintf(out, sizeof out, "%s/run", dir);
-    put_idx("train-images-idx3-ubyte", 3, (unsigned[]){N, SIDE, SIDE}, N * SIDE * SIDE, 0);
-    put_idx("train-labels-idx1-ubyte", 1, (unsigned[]){N}, N, 3);
-    CHECK_OK(data_open(&data, &(struct data_spec){.path = dir, .flip = true, .seed = 5}, &e), &e);
     config = tiny_train(out);
     config.objective.drop = 0.2, config.objective.seed = 5, config.flip = true;
     config.steps = 20, config.batch = 6, config.microbatch = 3, config.log_every = 5, config.keep = 3, config.data_threads = 2;
