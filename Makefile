@@ -129,6 +129,7 @@ $(OUT)/%.cu.o: %.cu
 	$(Q)$(NVCC) $(CUDA_FLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
 $(OUT)/libsitd_cuda.so: $(CUDA_OBJ)
 	@echo "  LINK  $@"
+	@ln -sfn $(CURDIR)/deploy/products $(@D)/products
 	$(Q)$(NVCC) -shared -cudart static -o $@ $^ -lcublasLt -Xlinker -rpath,'$$ORIGIN:$$ORIGIN/lib:/usr/local/cuda/lib64:$(CUDA_HOME)/lib64'
 -include $(CUDA_OBJ:.o=.d)
 CUDA_TEST_OBJ := $(patsubst %.c,$(OUT)/%.o,tests/main.c tests/ops/cases.c tests/ops/cases_train.c tests/unit/engine_fixture.c tests/unit/serve_failure.c $(wildcard tests/cuda/*.c))

@@ -14,7 +14,7 @@ cp "$from/sitd" "$folder/"
 for plugin in "$from"/libsitd_*.so; do [ -e "$plugin" ] && cp "$plugin" "$folder/"; done
 ldd "$from/sitd" | awk '$2 == "=>" && $3 ~ "^/" {print $3}' |
     grep -vE '/(libc|libm|libpthread|libdl|librt|libresolv|ld-linux[^/]*)\.so' | while read -r library; do cp -L "$library" "$folder/lib/"; done
-cp -r deploy/models README.md LICENSE "$folder/"
+cp -r deploy/models deploy/products README.md LICENSE "$folder/"
 tar -C build -czf "build/$name.tar.gz" "$name"
 for plugin in "$folder"/libsitd_*.so; do
     [ -e "$plugin" ] && echo "$(basename "$plugin") takes from the machine: $(ldd "$plugin" | awk '/cublas|not found/ {print $1}' | sort -u | tr '\n' ' ')"

@@ -40,6 +40,7 @@ struct cuda { // k->impl
     struct plan *plans; // list, see plan.cu
     char card[160];     // what a choice of products depends on, see plan_cache.cu
     char cache[512];    // folder; "": none
+    char shipped[512];  // the same, of what comes with the library
     /* training, see train.cuh */
     struct product *products; // list, see product.cu
     void *lt_work;            // their workspace

@@ -2,17 +2,19 @@
 /*
  * plan_cache: the algorithms that were found to be fastest, remembered for the life of the process and, in a folder, for the next one.
  *
- * Trying takes seconds. Within a process a choice holds for every later version of a model, on every card of the same kind. What comes from
- * a file is a hint and no more: plan.cu uses an algorithm only if it is one of the candidates of this very cuBLASLt and gives the reference bits here and
+ * Trying takes seconds. Within a process a choice holds for every later version of a model, on every card of the same kind. For some cards and
+ * the papers' shapes choices come with the library, in the folder `products` beside it, so that a fresh container need not try. What comes
+ * from a file is a hint and no more: plan.cu uses an algorithm only if it is one of the candidates of this very cuBLASLt and gives the reference bits here and
  * now, so that no file, whatever it holds, changes a picture.
  *
  * One file a kind of card, FOLDER/products-HASH, replaced as a whole:
- *   card: what the choice depends on: name, multiprocessors, driver, cuBLASLt, and this format's number
+ *   card: what the choice depends on: name, multiprocessors, cuBLASLt, and this format's number
  *   N K unit gelu fixed xt yt tf32 any-bits levels  lines:ALGORITHM ...  SUM      a line a product; ALGORITHM: 128 hex digits; SUM: FNV-1a of the line before it
  * A file that says anything else is ignored as a whole, with a note, and overwritten by the next choice.
  */
 #include "kernels/cuda/linear.cuh"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -21,7 +23,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define FORMAT 1
+#define FORMAT 2
 #define LINE 4096
 #define MOST_LINES 4096 // of a file
 #define ALGO_WORDS (sizeof(cublasLtMatmulAlgo_t) / 8)
@@ -45,11 +47,13 @@ static struct known *choices; // for ever
 static struct seen *files;
 
 void plan_cache_open(struct cuda *c, const struct cudaDeviceProp *p, const char *folder) {
-    int driver = 0;
-    cudaDriverGetVersion(&driver);
-    snprintf(c->card, sizeof c->card, "%d, %.80s, %d.%d, %d multiprocessors, driver %d, cuBLASLt %zu", FORMAT, p->name, p->major, p->minor,
-             p->multiProcessorCount, driver, cublasLtGetVersion());
+    Dl_info here = {};
+    snprintf(c->card, sizeof c->card, "%d, %.80s, %d.%d, %d multiprocessors, cuBLASLt %zu", FORMAT, p->name, p->major, p->minor,
+             p->multiProcessorCount, cublasLtGetVersion());
     if (folder && strlen(folder) < sizeof c->cache) strcpy(c->cache, folder);
+    const char *slash = dladdr((const void *)plan_cache_open, &here) && here.dli_fname ? strrchr(here.dli_fname, '/') : NULL;
+    int n = slash ? (int)(slash - here.dli_fname) : 0;
+    if (slash && (size_t)n + sizeof "/products" <= sizeof c->shipped) snprintf(c->shipped, sizeof c->shipped, "%.*s/products", n, here.dli_fname);
 }
 
 static uint64_t fnv(const char *text) {
@@ -58,8 +62,8 @@ static uint64_t fnv(const char *text) {
     return h;
 }
 
-static void file_path(const struct cuda *c, char path[640]) {
-    snprintf(path, 640, "%s/products-%016llx", c->cache, (unsigned long long)fnv(c->card));
+static void file_path(const struct cuda *c, const char *folder, char path[640]) {
+    snprintf(path, 640, "%s/products-%016llx", folder, (unsigned long long)fnv(c->card));
 }
 
 static bool same_key(const struct known *m, const struct cuda *c, const struct plan_key *key) {
@@ -133,12 +137,13 @@ static bool parse_file(FILE *f, const struct cuda *c, struct known **list) {
     return true;
 }
 
-static void read_file(struct kern *k) {
+static void read_file(struct kern *k, const char *folder) { // once; folder: "": none
     struct cuda *c = cuda_of(k);
     struct known *list = NULL;
     struct seen *s = files;
     char path[sizeof s->path];
-    file_path(c, path);
+    if (!folder[0]) return;
+    file_path(c, folder, path);
     while (s && strcmp(s->path, path) != 0) s = s->next;
     if (s || !(s = (struct seen *)calloc(1, sizeof *s))) return;
     strcpy(s->path, path);
@@ -168,7 +173,7 @@ static void make_folder(const char *path) { // and the one above it
 static void write_file(struct kern *k) {
     const struct cuda *c = cuda_of(k);
     char path[640], temp[680];
-    file_path(c, path);
+    file_path(c, c->cache, path);
     snprintf(temp, sizeof temp, "%s.%d", path, (int)getpid());
     make_folder(c->cache);
     FILE *f = fopen(temp, "we");
@@ -188,7 +193,8 @@ static void write_file(struct kern *k) {
 enum plan_memory plan_cache_find(struct kern *k, const struct plan_key *key, int n, struct plan_level *level) {
     struct cuda *c = cuda_of(k);
     pthread_mutex_lock(&lock);
-    if (c->cache[0]) read_file(k);
+    read_file(k, c->cache);
+    read_file(k, c->shipped);
     const struct known *m = find(c, key);
     bool fits = m && m->n == n;
     for (int i = 0; fits && i < n; i++) fits = m->level[i].lines == level[i].lines;
