@@ -56,7 +56,7 @@ struct kern_linear_spec {
     enum kern_dtype w_store;  // element type of the w that is given
     bool x_f32, y_f32;        // x (y) is float32 even when k->act is not. Both true: the product itself runs in float32
     bool y_stream;            // with y_f32: y is the residual stream, elements of k->stream
-    bool x_fp8;               // where the back end has gate_norm_fp8: x comes from it, from norm_modulate_fp8 or from a layer with y_for
+    bool x_fp8;               // where the back end has gate_norm_fp8: x comes from it, from norm_modulate_fp8, from attention_fp8 or from a layer with y_for
     const struct kern_linear *y_for; // NULL, or where the back end has gate_norm_fp8: y in the form that this layer with x_fp8 reads
 };
 
@@ -269,6 +269,9 @@ struct kern {
     int (*calibrate)(struct kern *, bool on);
     // o (act) [R, T, H*D] from qkv (act) [R, T, 3*H*D]: q, k, v blocks, each head-major; softmax(q k^T / sqrt(D)) v. save_lse [R, H, T]
     int (*attention)(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse);
+    // NULL but where e4m3's scales are fixed: the same with o in the form that `reader`, a layer with spec.x_fp8, reads. KERN_EUNSUPPORTED for a D
+    // that it does not serve; R 0 asks just that
+    int (*attention_fp8)(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, const struct kern_linear *reader);
 
     /* pictures (elements of k->picture, channels last, `pictures` of them in a row; see above) */
     // w [out, in, side, side] and b [out] (may be NULL) are host memory, not kept

@@ -41,6 +41,7 @@ struct dit_block {
 };
 struct dit_stage { // blocks of one width: the network, or MaskDiT's encoder and decoder
     int C, H, MLP, depth;
+    bool attention_fp8; // its proj reads what the op of that name writes
     size_t mod_first, mod_step; // in a row of modulation: the first block's vectors, from a block's to the next one's
     struct dit_block *blocks;
 };

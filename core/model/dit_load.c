@@ -363,7 +363,8 @@ static int load_block(struct dit *m, const struct dit_stage *g, struct dit_block
     bool cross = m->a.block == BLOCK_CROSS_ATTENTION;
     for (size_t i = 0; i < (cross ? 6 : 4); i++) {
         struct kern_linear_spec spec = {.out = layers[i].rows, .in = layers[i].cols, .unit = m->L, .act = layers[i].act};
-        spec.x_fp8 = layers[i].out != &b->proj && layers[i].out != &b->cross_proj; // those behind a norm or in the MLP
+        // those behind a norm or in the MLP, and proj where attention writes e4m3
+        spec.x_fp8 = layers[i].out == &b->proj ? g->attention_fp8 : layers[i].out != &b->cross_proj;
         if (layers[i].out == &b->fc1) spec.y_for = b->fc2.run;
         if (one_linear(m, layers[i].out, w, prefix, layers[i].name, spec, e)) return e->status;
     }
@@ -376,6 +377,7 @@ static int load_block(struct dit *m, const struct dit_stage *g, struct dit_block
 static int load_stage(struct dit *m, struct dit_stage *g, const struct tensor_table *w, const char *blocks, struct err *e) {
     g->blocks = mem_array((size_t)g->depth, sizeof *g->blocks);
     if (!g->blocks) return err_set(e, E_NOMEM, "no memory for %d blocks", g->depth);
+    g->attention_fp8 = m->k->attention_fp8 && m->k->attention_fp8(m->k, NULL, NULL, 0, m->L, g->H, g->C / g->H, NULL) == KERN_OK;
     for (int i = 0; i < g->depth; i++) {
         char prefix[64];
         snprintf(prefix, sizeof prefix, "%s%d.", blocks, i);

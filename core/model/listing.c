@@ -61,7 +61,8 @@ static int work(struct kern *k, const struct dit *m, const struct dit_stage *g, 
     int D = g->C / g->H, ld = 2 * g->C * g->depth;
     if (part == PART_SELF) {
         TRY(k->linear(k, b->qkv.run, s->qkv, p->in, n, NULL));
-        TRY(k->attention(k, s->attn, s->qkv, n, m->L, g->H, D, s->lse));
+        if (g->attention_fp8) TRY(k->attention_fp8(k, s->attn, s->qkv, n, m->L, g->H, D, b->proj.run));
+        else TRY(k->attention(k, s->attn, s->qkv, n, m->L, g->H, D, s->lse));
         return k->linear(k, b->proj.run, p->out, s->attn, n, NULL);
     }
     if (part == PART_CROSS) {

@@ -19,7 +19,7 @@
  *
  * As in attention.cu a query's bits depend on the number of keys alone.
  */
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/linear.cuh"
 
 #include <cuda.h>
 
@@ -144,6 +144,8 @@ __device__ __forceinline__ void put_wait() {
 // them
 struct views {
     CUtensorMap in, in_tail, out, out_tail;
+    __nv_fp8_e4m3 *o8; // o in e4m3 instead of out, or NULL
+    const float *up;   // what its numbers are multiplied with
 };
 
 #ifdef HOPPER
@@ -236,22 +238,59 @@ __device__ __forceinline__ void shrink_and_pack(unsigned (&p)[BC / 16][4], resul
     }
 }
 
+__device__ __forceinline__ unsigned pack_e4m3(float x, float y, float up) { // two bytes
+    return __nv_cvt_float2_to_fp8x2(make_float2(x * up, y * up), __NV_SATFINITE, __NV_E4M3);
+}
+
+// Among a quad's four lanes: word[i] of lane j becomes word[j] of lane i
+__device__ __forceinline__ void transpose(unsigned (&word)[4]) {
+#pragma unroll
+    for (int by = 1; by < 4; by *= 2) {
+        const bool upper = threadIdx.x & by;
+#pragma unroll
+        for (int pair = 0; pair < 2; pair++) {
+            unsigned &low = word[by == 1 ? 2 * pair : pair], &high = word[by == 1 ? 2 * pair + 1 : pair + 2];
+            const unsigned other = __shfl_xor_sync(0xffffffffu, upper ? low : high, by);
+            if (upper) low = other;
+            else high = other;
+        }
+    }
+}
+
+// As write, in e4m3 and straight to memory. C: of a line of o
+template <int D> __device__ __forceinline__ void write_e4m3(const views &v, int C, int x, int t, int z, int T, const results<D> &r) {
+    const int lane = threadIdx.x & 31, quarter = lane & 3;
+#pragma unroll
+    for (int g = 0; g < 2; g++) {
+        const float up = *v.up / quad_sum(r.sum[g]);
+        const int line = t + g * 8 + lane / 4;
+        char *to = (char *)v.o8 + ((size_t)z * T + line) * C + x;
+        unsigned word[4]; // of eight numbers 2 i and 2 i + 1 this lane's two each; then of 2 quarter and 2 quarter + 1 lane i's
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            word[i] = pack_e4m3(r.o[8 * i + 2 * g], r.o[8 * i + 2 * g + 1], up) | pack_e4m3(r.o[8 * i + 4 + 2 * g], r.o[8 * i + 5 + 2 * g], up) << 16;
+        transpose(word);
+        if (line >= T) continue;
+        *(uint2 *)(to + 16 * quarter) = make_uint2(__byte_perm(word[0], word[1], 0x5410), __byte_perm(word[2], word[3], 0x5410));
+        *(uint2 *)(to + 16 * quarter + 8) = make_uint2(__byte_perm(word[0], word[1], 0x7632), __byte_perm(word[2], word[3], 0x7632));
+        if (D > 64) *(uint16_t *)(to + 64 + 2 * quarter) = (uint16_t)pack_e4m3(r.tail[2 * g], r.tail[2 * g + 1], up);
+    }
+}
+
 /*
  * Divides by the sums and sends the warp's 16 lines, from line t of row z on, through the lines `at` + 0 .. 15 of an operand of
- * LINES lines that nobody else uses. x: the head's first column.
+ * LINES lines that nobody else uses. x: the head's first column. C: of a line of o.
  */
 template <typename E, int D, int LINES>
-__device__ __forceinline__ void write(const views &v, int x, int t, int z, int T, const results<D> &r, char *operand, int at,
+__device__ __forceinline__ void write(const views &v, int C, int x, int t, int z, int T, const results<D> &r, char *operand, int at,
                                       float scale, float *lse) {
     const int lane = threadIdx.x & 31;
+    if (v.o8) return write_e4m3<D>(v, C, x, t, z, T, r);
     if (lane == 0) put_wait();
     __syncwarp();
 #pragma unroll
     for (int g = 0; g < 2; g++) {
-        float total = r.sum[g];
-        total += __shfl_xor_sync(0xffffffffu, total, 1);
-        total += __shfl_xor_sync(0xffffffffu, total, 2);
-        const float inverse = 1 / total;
+        const float total = quad_sum(r.sum[g]), inverse = 1 / total;
         const int line = at + g * 8 + lane / 4;
         if (lse && (lane & 3) == 0 && t + g * 8 + lane / 4 < T) lse[t + g * 8 + lane / 4] = r.top[g] * scale + logf(total);
 #pragma unroll
@@ -357,7 +396,7 @@ __global__ void __launch_bounds__(GROUPS * 128, 4 / GROUPS)
     products_wait<0>();
     const int line = thread / 32 * 16; // the warp's queries, whose group alone read them and has done so
     asm volatile("bar.sync %0, 128;" ::"r"(thread / 128 + 1) : "memory");
-    write<E, D, BR>(v, h * D, q0 + line, row, T, r, shared, line, scale, lse ? lse + ((size_t)row * H + h) * T : NULL);
+    write<E, D, BR>(v, H * D, h * D, q0 + line, row, T, r, shared, line, scale, lse ? lse + ((size_t)row * H + h) * T : NULL);
     if ((thread & 31) == 0) put_wait();
 #endif
 }
@@ -452,7 +491,7 @@ __global__ void __launch_bounds__(whole_shape<D>::THREADS, 1)
         begin_values<E, D, LINES>(r, p, val, (steps - 1) * BC);
         products_wait<0>();
         if (first_lane) barrier_arrive(empty + b * 8);
-        write<E, D, LINES>(v, head % H * D, mine, head / H, T, r, so, mine, scale, lse ? lse + (size_t)head * T : NULL);
+        write<E, D, LINES>(v, C, head % H * D, mine, head / H, T, r, so, mine, scale, lse ? lse + (size_t)head * T : NULL);
     }
     if (first_lane) put_wait();
 #endif
@@ -484,7 +523,9 @@ static bool encode(CUtensorMap *map, const void *p, int R, int T, int ld, int li
                      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-static int make_views(struct kern *k, views *v, void *o, const void *qkv, int R, int T, int C) {
+// reader: of o in e4m3, or NULL
+static int make_views(struct kern *k, views *v, void *o, const void *qkv, int R, int T, int C, const struct cuda_linear *reader) {
+    v->o8 = reader ? (__nv_fp8_e4m3 *)o : NULL, v->up = reader ? &reader->fixed->inverse : NULL;
     bool ok = encode(&v->in, qkv, R, T, 3 * C, TILE, 64) && encode(&v->in_tail, qkv, R, T, 3 * C, TILE, 8) &&
               encode(&v->out, o, R, T, C, 16, 64) && encode(&v->out_tail, o, R, T, C, 16, 8);
     return ok ? KERN_OK : cuda_fail(k, KERN_EDEVICE, "attention: the driver describes no array of %d x %d x %d", R, T, 3 * C);
@@ -511,10 +552,11 @@ template <typename E, int D> static int launch_whole(struct kern *k, const views
     return cuda_launched(k, "attention");
 }
 
-template <typename E, int D> static int run(struct kern *k, void *o, const void *qkv, int R, int T, int H, float *lse) {
+template <typename E, int D>
+static int run(struct kern *k, void *o, const void *qkv, int R, int T, int H, float *lse, const struct cuda_linear *reader = NULL) {
     int sms = cuda_of(k)->sms;
     views v;
-    int rc = make_views(k, &v, o, qkv, R, T, H * D);
+    int rc = make_views(k, &v, o, qkv, R, T, H * D, reader);
     if (rc < 0) return rc;
     if (T > BC && T <= 4 * TILE && (long)R * H >= sms / 2) return launch_whole<E, D>(k, v, R, T, H, lse);
     if ((long)R * H * ((T + 2 * TILE - 1) / (2 * TILE)) >= sms) return launch_walk<E, D, 2>(k, v, R, T, H, lse);
@@ -526,4 +568,14 @@ bool cuda_attention_sm90(struct kern *k, void *o, const void *qkv, int R, int T,
     if (k->act == KERN_F16) *rc = D == 64 ? run<__half, 64>(k, o, qkv, R, T, H, lse) : run<__half, 72>(k, o, qkv, R, T, H, lse);
     else *rc = D == 64 ? run<__nv_bfloat16, 64>(k, o, qkv, R, T, H, lse) : run<__nv_bfloat16, 72>(k, o, qkv, R, T, H, lse);
     return true;
+}
+
+int cuda_attention_fp8(struct kern *k, void *o, const void *qkv, int R, int T, int H, int D, const struct kern_linear *reader) {
+    const struct cuda_linear *l = (const struct cuda_linear *)reader;
+    if (D != 64 && D != 72) return cuda_fail(k, KERN_EUNSUPPORTED, "attention into fp8 with heads of %d", D);
+    if (R == 0) return KERN_OK;
+    int rc = cuda_of(k)->host->check_attention(k, T, H, D);
+    if (rc == KERN_OK && (R > 65535 || H > 65535)) rc = cuda_fail(k, KERN_EUNSUPPORTED, "attention of %d rows and %d heads", R, H);
+    if (rc < 0) return rc;
+    return D == 64 ? run<__nv_bfloat16, 64>(k, o, qkv, R, T, H, NULL, l) : run<__nv_bfloat16, 72>(k, o, qkv, R, T, H, NULL, l);
 }

@@ -339,6 +339,7 @@ extern "C" __attribute__((visibility("default"))) int sitd_cuda_open(struct kern
         k->gate_norm_fp8 = cuda_gate_norm_fp8;
         k->fp8_pre = !fp8_fixed;
         k->calibrate = fp8_fixed ? cuda_calibrate : NULL;
+        k->attention_fp8 = fp8_fixed ? cuda_attention_fp8 : NULL;
     }
     return KERN_OK;
 }

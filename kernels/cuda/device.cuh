@@ -87,6 +87,7 @@ int cuda_attention_f32(struct kern *, float *o, const float *qkv, int R, int T, 
 int cuda_set_token(struct kern *, void *x, enum kern_dtype t, const float *v, int R, int T, int C, int at);
 int cuda_cross_attention(struct kern *, void *o, const void *q, const float *kv, int ld, int R, int T, int S, int H, int D);
 // True where this GPU has a faster kernel for that head dimension; *rc is then its status
+int cuda_attention_fp8(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, const struct kern_linear *reader);
 bool cuda_attention_sm90(struct kern *, void *o, const void *qkv, int R, int T, int H, int D, float *save_lse, int *rc);
 int cuda_conv_new(struct kern *, const struct kern_conv_spec *, const float *w, const float *b, struct kern_conv **);
 void cuda_conv_free(struct kern *, struct kern_conv *);

@@ -52,7 +52,7 @@ __global__ static void __launch_bounds__(THREADS) quantise_all(__nv_fp8_e4m3 *q,
 
 static int fixed_new(struct kern *k, struct fixed_scale **out) {
     const float first = 0x1p-9f; // numbers up to 0.875: what is larger widens it
-    const struct fixed_scale begin = {first, 1 / first, 0};
+    const struct fixed_scale begin = {.scale = first, .inverse = 1 / first};
     int rc = cuda_check(k, cudaMalloc((void **)out, sizeof **out), "a scale");
     return rc < 0 ? rc : cuda_check(k, cudaMemcpy(*out, &begin, sizeof begin, cudaMemcpyHostToDevice), "a scale");
 }

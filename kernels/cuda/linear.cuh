@@ -46,8 +46,9 @@ int plan_run(struct kern *, const struct plan *, void *y, const void *x, const v
 
 /* fp8.cu: e4m3 */
 struct fixed_scale { // device memory; both are powers of two, so multiplying is exact
-    float scale, inverse;
-    float most; // of what was seen
+    float scale;
+    alignas(16) float inverse; // cuBLASLt refuses scales elsewhere
+    float most;                // of what was seen
 };
 // Where the scales of x [lines, K] lie, behind x in a buffer made for 16-bit numbers
 static inline float *fp8_token_scales(const void *x, long lines, int K) { return (float *)((char *)x + (size_t)lines * (size_t)K); }

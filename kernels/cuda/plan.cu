@@ -7,8 +7,8 @@
  *   1. Only algorithms without split-K and without workspace are considered: then one block sums one output over K in order.
  *   2. The first choice of the heuristics at the largest size is the reference; what it computes from random factors are the
  * reference bits. (Not the fastest: timings differ from start to start, and a seed's picture must not.)
- *   3. What the heuristics propose for any size is a candidate for every size; for many lines there are also tiles that they pass
- * over (known). For each size (unit, 2 unit, 4 unit, ... lines)
+ *   3. What the heuristics propose for any size is a candidate for every size; for many lines, and for e4m3, there are also tiles that they pass
+ * over. For each size (unit, 2 unit, 4 unit, ... lines)
  * the fastest of them are run on the first and on the last lines of those factors. Only candidates whose output equals the
  * reference bits everywhere are admitted; of them the fastest is kept. A product of any number of lines takes the algorithm of
  * the next size up. Layers of one shape share a plan. If there is no memory for trying, the reference algorithm serves all sizes.
@@ -31,7 +31,7 @@
 #define CANDIDATES 256
 #define PROPOSALS                                                                                                                \
     8 // asked of the heuristics for a size; more cost time at load, as the code of each must be fetched from a large library
-#define MANY 4096 // lines, of products for which propose_known's tiles are tried
+#define MANY 4096 // lines, of products for which of_many_lines' tiles are tried
 #define FINALISTS 12             // whose bits are looked at, and which are timed well
 #define COLD ((size_t)128 << 20) // bytes of weights that no cache holds
 
@@ -162,25 +162,32 @@ static void propose(struct kern *k, struct pool *pool, const struct plan_key *ke
     }
 }
 
-/*
- * What the heuristics pass over though it was the fastest, or near, for some product of 16,384 lines: tiles of 128 x 144, 128 x 160,
- * 128 x 128 and 192 x 192 with clusters of two in either direction, in cuBLASLt's numbers (SPEED.md has the search). Whether one
- * runs here at all, and with which bits, is seen by trying.
- */
-static void propose_known(struct pool *pool) {
-    static const struct {
-        uint32_t tile, custom;
-        uint16_t cluster;
-    } known[] = {{29, 1, 3}, {29, 9, 3}, {29, 11, 5}, {406, 1, 3},  {406, 9, 3},  {406, 3, 5}, {406, 11, 5}, {406, 3, 2},
-                 {406, 11, 2}, {20, 3, 5}, {20, 11, 5}, {20, 3, 2}, {20, 11, 2}, {209, 7, 5}, {31, 15, 5}};
-    const int first = pool->known = pool->n;
-    for (size_t i = 0; first && i < sizeof known / sizeof *known; i++) {
+/* What the heuristics pass over though it was the fastest, or near, in a search (SPEED.md). Whether one runs here at all, and with which bits, is
+ * seen by trying. */
+struct variant { // of the pool's first algorithm, in cuBLASLt's numbers
+    uint32_t tile, custom;
+    uint16_t cluster;
+};
+// 16,384 lines: tiles of 128 x 144, 128 x 160, 128 x 128 and 192 x 192 with clusters of two in either direction
+static const struct variant of_many_lines[] = {{29, 1, 3},  {29, 9, 3},   {29, 11, 5}, {406, 1, 3}, {406, 9, 3}, {406, 3, 5}, {406, 11, 5}, {406, 3, 2},
+                                               {406, 11, 2}, {20, 3, 5}, {20, 11, 5}, {20, 3, 2},  {20, 11, 2}, {209, 7, 5}, {31, 15, 5}};
+// e4m3 of 512 and 4,096 lines, for which there are few proposals
+static const struct variant of_e4m3[] = {{124, 8, 3}, {27, 8, 2}, {137, 14, 5}, {184, 14, 5}, {184, 14, 2}, {19, 15, 2}, {20, 15, 5}, {406, 7, 2}};
+
+static void pool_add_variants(struct pool *pool, const struct variant *v, size_t n) {
+    for (size_t i = 0; pool->n && i < n; i++) {
         cublasLtMatmulAlgo_t a = pool->algo[0];
-        cublasLtMatmulAlgoConfigSetAttribute(&a, CUBLASLT_ALGO_CONFIG_TILE_ID, &known[i].tile, sizeof known[i].tile);
-        cublasLtMatmulAlgoConfigSetAttribute(&a, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, &known[i].custom, sizeof known[i].custom);
-        cublasLtMatmulAlgoConfigSetAttribute(&a, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, &known[i].cluster, sizeof known[i].cluster);
+        cublasLtMatmulAlgoConfigSetAttribute(&a, CUBLASLT_ALGO_CONFIG_TILE_ID, &v[i].tile, sizeof v[i].tile);
+        cublasLtMatmulAlgoConfigSetAttribute(&a, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, &v[i].custom, sizeof v[i].custom);
+        cublasLtMatmulAlgoConfigSetAttribute(&a, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, &v[i].cluster, sizeof v[i].cluster);
         pool_add(pool, &a);
     }
+}
+
+static void propose_known(struct pool *pool, const struct plan_key *key) {
+    if (key->xt == KERN_F8) pool_add_variants(pool, of_e4m3, sizeof of_e4m3 / sizeof *of_e4m3);
+    pool->known = pool->n;
+    pool_add_variants(pool, of_many_lines, sizeof of_many_lines / sizeof *of_many_lines);
 }
 
 __global__ static void fill_random(void *p, size_t n, enum kern_dtype t) { // uniform in [-1, 1), a hash of the index
@@ -240,15 +247,15 @@ static bool trial_begin(struct kern *k, struct trial *t, const struct plan_key *
     fill_random<<<(unsigned)((xs + 255) / 256), 256, 0, s>>>(t->x, xs, key->xt);
     fill_random<<<(unsigned)((key->N + 255) / 256), 256, 0, s>>>(t->bias, (size_t)key->N, bias_dtype(key));
     if (key->fixed) { // results near 1, so that e4m3 ones say something
-        const float small[] = {1 / FP8_MOST, 1 / FP8_MOST, 1};
+        const float small[] = {1 / FP8_MOST, 0, 0, 0, 1 / FP8_MOST, 0, 0, 0, 1};
         return cudaMemcpyAsync(t->scales, small, sizeof small, cudaMemcpyHostToDevice, s) == cudaSuccess;
     }
     return true;
 }
 
-// The scales of x's lines from `from` on
+// The scales of x's lines from `from` on; single ones on 16-byte boundaries, cuBLASLt refuses others
 static bool set_trial_scales(struct product *p, const struct trial *t, const struct plan_key *key, size_t from) {
-    const struct plan_scales scales = {t->scales, key->fixed ? t->scales + 1 : t->scales + from, t->scales + 2};
+    const struct plan_scales scales = {t->scales, key->fixed ? t->scales + 4 : t->scales + from, t->scales + 8};
     return key->xt != KERN_F8 || set_scales(p, key, &scales);
 }
 
@@ -367,7 +374,7 @@ static int choose(struct kern *k, struct plan *plan, const void *w) {
                          plan->key.K);
     for (int i = 0; i < plan->levels; i++) plan->level[i].algo = pool.algo[0];
     for (int i = plan->levels - 1; i >= 0; i--) propose(k, &pool, &plan->key, w, plan->level[i].lines);
-    propose_known(&pool);
+    propose_known(&pool, &plan->key);
     if (trial_begin(k, &t, &plan->key, w, most) && describe(k, &p, &plan->key, t.bias, most) == KERN_OK &&
         set_trial_scales(&p, &t, &plan->key, 0) &&
         multiply(k, &p, t.want, t.x, w, &pool.algo[0]) == CUBLAS_STATUS_SUCCESS)

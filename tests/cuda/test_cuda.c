@@ -106,6 +106,60 @@ TEST_LIMIT(cuda_attention_of_every_head_dimension, 120) {
     }
 }
 
+/* ---- attention into e4m3 ---- */
+
+static float from_e4m3(uint8_t b) {
+    float v = b & 0x78 ? ldexpf((float)(8 + (b & 7)), (b >> 3 & 15) - 10) : ldexpf((float)(b & 7), -9);
+    return b & 0x80 ? -v : v;
+}
+
+static int attention_fp8_case(struct kern *k, int R, int T, int H, int D) {
+    const size_t C = (size_t)(H * D), n = (size_t)(R * T) * C;
+    const float scale = 0x1p-9f, most = 448 * scale; // of a layer that nothing was seen by
+    struct kern_linear *reader;
+    void *qkv, *o, *o8;
+    float *w = calloc(C * C, sizeof *w);
+    uint16_t *host = malloc(3 * n * sizeof *host);
+    uint8_t *got = malloc(n);
+    uint32_t s = 1;
+    int off = 0;
+    for (size_t i = 0; i < 3 * n; i++) { // some queries see one key nearly alone, so that some results are beyond `most`
+        float v = 0x1p-31f * (float)(int32_t)(s = s * 1664525u + 1013904223u);
+        host[i] = kern_f32_to_bf16(i % (3 * C) < C && i / (3 * C) % 3 == 0 ? 30 * v : v);
+    }
+    w[0] = 1;
+    CHECK(k->linear_new(k, &(struct kern_linear_spec){.out = (int)C, .in = (int)C, .unit = T, .x_fp8 = true}, w, NULL, &reader) == 0);
+    CHECK(k->alloc(k, 6 * n, &qkv) == 0 && k->alloc(k, 2 * n, &o) == 0 && k->alloc(k, n, &o8) == 0);
+    CHECK(k->upload(k, qkv, host, 6 * n) == 0 && k->attention(k, o, qkv, R, T, H, D, NULL) == 0);
+    int rc = k->attention_fp8(k, o8, qkv, R, T, H, D, reader);
+    if (rc) test_fail(__FILE__, __LINE__, "%d rows of %d, %d heads of %d: %s", R, T, H, D, k->why);
+    CHECK(k->download(k, host, o, 2 * n) == 0 && k->download(k, got, o8, n) == 0);
+    for (size_t i = 0; i < n; i++) { // half a unit of e4m3's last place, and bfloat16's rounding
+        float want = fminf(fmaxf(kern_load(KERN_BF16, host, i), -most), most), is = scale * from_e4m3(got[i]);
+        if (fabsf(is - want) <= fabsf(want) * (0x1p-4f + 0x1p-8f) + scale * 0x1p-10f) continue;
+        if (off++ < 3) printf("    %d rows of %d, %d heads of %d: number %zu is %g, attention's is %g\n", R, T, H, D, i, (double)is, (double)want);
+    }
+    k->linear_free(k, reader);
+    k->free(k, qkv), k->free(k, o), k->free(k, o8);
+    free(w), free(host), free(got);
+    return off;
+}
+
+TEST_LIMIT(cuda_attention_in_fp8_is_attention_rounded, 120) {
+    struct kern *k;
+    char why[256];
+    int off = 0;
+    if (kern_open(&k, &(struct kern_config){.backend = "cuda", .act = KERN_BF16, .product = KERN_PRODUCT_FP8_STATIC}, why, sizeof why)) {
+        if (!strstr(why, "Hopper")) test_fail(__FILE__, __LINE__, "%s", why);
+        return; // no such products on this card
+    }
+    static const int cases[][4] = {{8, 256, 16, 72}, {9, 200, 16, 64}, {2, 300, 16, 72}, {1, 64, 2, 64}, {2, 70, 2, 64}, {5, 1024, 16, 72}, {3, 1000, 16, 64}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) off += attention_fp8_case(k, cases[i][0], cases[i][1], cases[i][2], cases[i][3]);
+    CHECK(k->attention_fp8(k, NULL, NULL, 0, 256, 16, 72, NULL) == 0 && k->attention_fp8(k, NULL, NULL, 0, 256, 12, 80, NULL) == KERN_EUNSUPPORTED);
+    kern_close(k);
+    CHECK(off == 0);
+}
+
 /* ---- bits ---- */
 
 // Rows `id` computed together equal the rows of those numbers in `bytes` (ids 0, 1, 2 ...)
