@@ -8,6 +8,7 @@
  */
 #include "core/train/trainer.h"
 
+#include <ctype.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,8 +47,9 @@ static int cut_log(const char *path, int64_t step, struct err *e) {
     if (rc == E_NOTFOUND) return OK;
     if (rc != OK) return err_set(e, rc, "%s", none.text);
     for (char *line = bytes, *end; (end = memchr(line, '\n', n - (size_t)(line - (char *)bytes))); line = end + 1) {
-        long long at;
-        if (sscanf(line, "{\"step\":%lld,", &at) != 1 || at > step) break;
+        static const char begins[] = "{\"step\":"; // not sscanf: it looks for the end of the whole text each time
+        if ((size_t)(end - line) < sizeof begins || strncmp(line, begins, sizeof begins - 1) != 0) break;
+        if (!isdigit((unsigned char)line[sizeof begins - 1]) || strtoll(line + sizeof begins - 1, NULL, 10) > step) break;
         kept = (size_t)(end + 1 - (char *)bytes);
     }
     if (kept < n) rc = file_write(path, bytes, kept, e);

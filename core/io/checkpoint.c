@@ -44,6 +44,23 @@ static int refuse(const void *bytes, size_t n, struct err *e) {
     return err_set(e, E_FORMAT, "this is neither a PyTorch zip (.pt) nor safetensors%s", n == 0 ? ": the file is empty" : "");
 }
 
+#define EMA "ema."
+
+// Of sitd train's own checkpoints, which hold weights, moments and averages, the first average is taken.
+static void choose_ema(struct checkpoint *c) {
+    const char *kind = checkpoint_meta(c, "kind");
+    int n = 0;
+    if (!kind || strcmp(kind, "sitd-train") != 0) return;
+    for (int i = 0; i < c->table.n; i++) {
+        struct tensor t = c->table.tensors[i];
+        if (strncmp(t.name, EMA, sizeof EMA - 1) != 0) continue;
+        t.name += sizeof EMA - 1;
+        c->table.tensors[n++] = t;
+    }
+    c->table.n = n;
+    c->chosen = "ema";
+}
+
 static int parse(struct checkpoint *c, struct parsed *p, const void *bytes, size_t n, struct err *e) {
     if (begins(bytes, n, "PK\3\4", 4)) {
         int rc = pt_parse(&p->pt, bytes, n, e);
@@ -61,6 +78,7 @@ static int parse(struct checkpoint *c, struct parsed *p, const void *bytes, size
         c->n_meta = p->st.n_meta;
         c->format = "safetensors";
         c->chosen = "";
+        if (rc == OK) choose_ema(c);
         return rc;
     }
     return refuse(bytes, n, e);

@@ -49,9 +49,11 @@ static void note_int(struct account *a, const char *field, const char *source, l
     note(a, field, source, text);
 }
 
-static bool meta_int(const struct checkpoint *c, const char *key, int64_t min, int64_t max, int64_t *v) {
+// key: the authors' scripts' name; ours: that of sitd train's checkpoints, or NULL
+static bool meta_int(const struct checkpoint *c, const char *key, const char *ours, int64_t min, int64_t max, int64_t *v) {
     const char *s = checkpoint_meta(c, key);
     char *end;
+    if (!s && ours) s = checkpoint_meta(c, ours);
     if (!s || !*s) return false;
     errno = 0;
     *v = strtoll(s, &end, 10);
@@ -163,7 +165,7 @@ static void resolve_heads(struct account *a, struct arch *arch, const struct imp
     int64_t v;
     const char *source = from_table;
     if (f->heads) arch->num_heads = f->heads, source = "--heads";
-    else if (meta_int(a->ck, "num_heads", 1, 1024, &v)) arch->num_heads = (int)v, source = args_of(a);
+    else if (meta_int(a->ck, "num_heads", "heads", 1, 1024, &v)) arch->num_heads = (int)v, source = args_of(a);
     if (arch->num_heads) note_int(a, "num_heads", source, arch->num_heads);
     else note(a, "num_heads", "--heads", "");
     if (!arch->decoder.depth) return;
@@ -180,7 +182,7 @@ static int resolve_input(struct account *a, struct arch *arch, const struct impo
         return err_param(e, E_CONFLICT, "--input-size", "--input-size %d, but pos_embed is for %d", f->input_size,
                          arch->input_size);
     if (!arch->input_size && f->input_size) arch->input_size = f->input_size, source = "--input-size";
-    else if (!arch->input_size && meta_int(a->ck, "input_size", 1, 8192, &v)) arch->input_size = (int)v, source = args_of(a);
+    else if (!arch->input_size && meta_int(a->ck, "input_size", "size", 1, 8192, &v)) arch->input_size = (int)v, source = args_of(a);
     if (arch->input_size) note_int(a, "input_size", source, arch->input_size);
     else note(a, "input_size", "--input-size", "");
     return OK;
@@ -198,7 +200,7 @@ static int resolve_classes(struct account *a, struct arch *arch, const struct im
         return OK;
     }
     if (f->classes) v = f->classes, source = "--classes";
-    else if (meta_int(a->ck, "num_classes", 1, 1 << 24, &v)) source = args_of(a);
+    else if (meta_int(a->ck, "num_classes", "classes", 1, 1 << 24, &v)) source = args_of(a);
     else v = 0;
     if (v && v != rows && v != rows - 1)
         return err_param(e, E_CONFLICT, "--classes", "%s say %lld classes, but the label table has %lld rows", source,
@@ -220,7 +222,7 @@ static void resolve_step(struct account *a, struct model_desc *d, const struct i
         return;
     }
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
-        if (!meta_int(a->ck, keys[i], 0, INT64_MAX, &d->step)) continue;
+        if (!meta_int(a->ck, keys[i], NULL, 0, INT64_MAX, &d->step)) continue;
         note_int(a, "step", from_args, d->step);
         return;
     }

@@ -25,6 +25,7 @@ struct work {
     int columns, n, side, channels; // of a picture
     float *x, *picture;             // a sample; what the VAE makes of it
     uint8_t *pixels;                // the grid
+    const volatile sig_atomic_t *stop;
 };
 
 static void choose_sampler(struct work *w) {
@@ -107,6 +108,7 @@ static int sample(struct work *w, int first, int n, struct err *e) {
         rc = runner_start(w->runner, &slots[i], &w->spec, &w->model, e);
     }
     while (rc == OK && left > 0) {
+        if (*w->stop) return err_set(e, E_TIMEOUT, "no samples: the run was told to stop");
         rc = runner_step(w->runner, moving, left, NULL, e);
         if (rc == OK) rc = runner_plan(w->runner, moving, left, e);
         for (int i = left = 0; i < n; i++)
@@ -118,8 +120,8 @@ static int sample(struct work *w, int first, int n, struct err *e) {
 }
 
 int grid_write(const char *path, const struct train_config *c, struct kern *k, const struct tensor_table *weights,
-               const char *vae, struct err *e) {
-    struct work w = {.c = c, .k = k};
+               const char *vae, const volatile sig_atomic_t *stop, struct err *e) {
+    struct work w = {.c = c, .k = k, .stop = stop};
     uint8_t *png;
     size_t size;
     int rc = open_all(&w, weights, vae, e);

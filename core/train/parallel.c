@@ -18,6 +18,7 @@
 #include "core/base/mem.h"
 
 #define PATIENCE 120             // seconds until all ranks must be there
+#define HELLO 2                  // seconds for a caller to say who it is
 #define PIECE ((size_t)64 << 20) // floats of one exchange: NCCL wants them large (SPEED.md)
 #define MAGIC "sitdrank"
 enum { BYE = 'b', LOST = 'l' };
@@ -53,11 +54,11 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// All of n bytes; false when the other side ends or says nothing for PATIENCE seconds
-static bool receive(int fd, void *to, size_t n) {
+// All of n bytes; false when the other side ends or says nothing for so many seconds
+static bool receive(int fd, void *to, size_t n, int patience) {
     for (size_t at = 0; at < n;) {
         struct pollfd p = {.fd = fd, .events = POLLIN};
-        ssize_t got = poll(&p, 1, PATIENCE * 1000) > 0 ? recv(fd, (char *)to + at, n - at, 0) : 0;
+        ssize_t got = poll(&p, 1, patience * 1000) > 0 ? recv(fd, (char *)to + at, n - at, 0) : 0;
         if (got <= 0) return false;
         at += (size_t)got;
     }
@@ -65,12 +66,14 @@ static bool receive(int fd, void *to, size_t n) {
 }
 static bool give(int fd, const void *from, size_t n) { return send(fd, from, n, MSG_NOSIGNAL) == (ssize_t)n; }
 
-static int listen_at(int port, struct err *e) {
-    int one = 1, fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+// here: only for ranks of this host
+static int listen_at(int port, bool here, struct err *e) {
+    int one = 1, fd = here ? -1 : socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
     bool six = fd >= 0;
     if (!six) fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     struct sockaddr_in6 a6 = {.sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port), .sin6_addr = IN6ADDR_ANY_INIT};
-    struct sockaddr_in a4 = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    struct sockaddr_in a4 = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(here ? INADDR_LOOPBACK : INADDR_ANY)};
     if (fd >= 0) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (fd < 0 || bind(fd, six ? (void *)&a6 : (void *)&a4, six ? sizeof a6 : sizeof a4) || listen(fd, 64)) {
         err_param(e, E_IO, "MASTER_PORT", "rank 0 cannot listen on port %d: %s", port, strerror(errno));
@@ -90,7 +93,7 @@ static int meet_all(struct parallel *p, int listener, const char id[KERN_COMM_ID
         if (left <= 0 || poll(&wait, 1, left) <= 0)
             return err_set(e, E_TIMEOUT, "%d of %d ranks came within %d seconds", here + 1, p->size, PATIENCE);
         if ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) < 0) continue;
-        bool known = receive(fd, &h, sizeof h) && memcmp(h.magic, MAGIC, 8) == 0;
+        bool known = receive(fd, &h, sizeof h, HELLO) && memcmp(h.magic, MAGIC, 8) == 0;
         uint32_t rank = known ? ntohl(h.rank) : 0;
         if (known && (ntohl(h.size) != (uint32_t)p->size || rank < 1 || rank >= (uint32_t)p->size || p->fd[rank - 1] >= 0)) {
             close(fd);
@@ -128,7 +131,7 @@ static int meet_first(struct parallel *p, const struct parallel_spec *s, char id
     if (p->fd[0] < 0)
         return err_param(e, E_TIMEOUT, "MASTER_ADDR", "rank %d does not reach rank 0 at %s port %d: %s", s->rank, s->host,
                          s->port, why);
-    if (!give(p->fd[0], &h, sizeof h) || !receive(p->fd[0], id, KERN_COMM_ID))
+    if (!give(p->fd[0], &h, sizeof h) || !receive(p->fd[0], id, KERN_COMM_ID, PATIENCE))
         return err_set(e, E_IO, "rank 0 at %s port %d did not take rank %d in", s->host, s->port, s->rank);
     return OK;
 }
@@ -178,7 +181,7 @@ static int meet(struct parallel *p, const struct parallel_spec *s, struct err *e
     char id[KERN_COMM_ID];
     int rc = OK;
     if (s->rank == 0) {
-        int listener = listen_at(s->port, e);
+        int listener = listen_at(s->port, strcmp(s->host, "127.0.0.1") == 0, e);
         if (listener < 0) return E_IO;
         if (p->k->comm_id(p->k, id)) rc = err_set(e, E_DEVICE, "%s", p->k->why);
         if (rc == OK) rc = meet_all(p, listener, id, e);
@@ -207,15 +210,15 @@ int parallel_join(struct parallel **out, const struct parallel_spec *s, struct k
     p->fd = mem_array((size_t)p->peers + 1, sizeof *p->fd);
     for (int i = 0; p->fd && i < p->peers; i++) p->fd[i] = -1;
     int rc = p->fd ? meet(p, s, e) : err_set(e, E_NOMEM, "no memory for %d ranks", s->size);
-    if (rc != OK) return parallel_free(p), rc;
+    if (rc != OK) return parallel_free(p, false), rc;
     *out = p;
     return OK;
 }
 
-void parallel_free(struct parallel *p) {
+void parallel_free(struct parallel *p, bool well) {
     if (!p) return;
     unsigned char bye = BYE;
-    for (int i = 0; p->fd && i < p->peers; i++)
+    for (int i = 0; well && p->fd && i < p->peers; i++)
         if (p->fd[i] >= 0) (void)give(p->fd[i], &bye, 1);
     if (p->watching) {
         (void)!write(p->wake[1], "", 1);

@@ -37,7 +37,8 @@ int parallel_from_environment(struct parallel_spec *, struct err *);
 struct parallel;
 // Meets the other ranks (waits two minutes for them). grads: the flat array that parallel_gradients' ranges are of.
 int parallel_join(struct parallel **, const struct parallel_spec *, struct kern *, float *grads, struct err *);
-void parallel_free(struct parallel *); // says goodbye; NULL is fine
+// well: the run ended as it will for all ranks, a goodbye; else the others hear that this rank is lost. NULL is fine
+void parallel_free(struct parallel *, bool well);
 // For dit_train_on_grads, ctx the struct parallel: neighbouring ranges are summed in pieces of 256 MB, the same in every step.
 void parallel_gradients(void *ctx, size_t offset, size_t count);
 // Sums what is not yet summed; the work that follows comes after all sums. E_DEVICE: a rank died or a sum failed.

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <zlib.h>
 
 #include "core/base/mem.h"
 #include "core/io/checkpoint.h"
@@ -72,21 +73,36 @@ static int list_arrays(struct listing *l, const struct snapshot *s, struct err *
     return OK;
 }
 
+// A sum over the arrays' bytes that does not depend on where in an array a tensor lies
+static uint64_t checksum(const struct snapshot *s) {
+    const struct dit_param *param;
+    uint64_t sum = 0;
+    int n = dit_train_params(s->net, &param);
+    for (int a = 0; a < s->n_arrays; a++)
+        for (int i = 0; i < n; i++) {
+            uLong crc = crc32_z(crc32_z(0, (const Bytef *)prefixes[a], strlen(prefixes[a])), (const Bytef *)param[i].name, strlen(param[i].name));
+            sum += crc32_z(crc, (const Bytef *)(s->array[a] + param[i].offset), param[i].count * sizeof(float));
+        }
+    return sum;
+}
+
 static int to_file(void *file, const void *bytes, size_t n, struct err *e) { return file_out_write(file, bytes, n, e); }
 
 int snapshot_write(const struct snapshot *s, const char *path, const struct train_config *c, struct err *e) {
     struct train_fact facts[TRAIN_FACTS];
-    struct meta_pair meta[TRAIN_FACTS + 5];
+    struct meta_pair meta[TRAIN_FACTS + 6];
     struct listing l;
     struct file_out out;
-    char step[32], best[32], window_loss[32], window_steps[32];
+    char step[32], best[32], window_loss[32], window_steps[32], sum[32];
     int n = 0;
     train_config_facts(c, facts);
     snprintf(step, sizeof step, "%lld", (long long)s->step);
     snprintf(best, sizeof best, "%.17g", s->best);
     snprintf(window_loss, sizeof window_loss, "%.17g", s->window.loss);
     snprintf(window_steps, sizeof window_steps, "%lld", (long long)s->window.steps);
+    snprintf(sum, sizeof sum, "%016llx", (unsigned long long)checksum(s));
     meta[n++] = (struct meta_pair){(char *)"kind", (char *)"sitd-train"};
+    meta[n++] = (struct meta_pair){(char *)"checksum", sum};
     meta[n++] = (struct meta_pair){(char *)"step", step};
     meta[n++] = (struct meta_pair){(char *)"best", best};
     meta[n++] = (struct meta_pair){(char *)"window_loss", window_loss};
@@ -159,16 +175,19 @@ static int take_array(float *flat, const struct snapshot *s, const struct tensor
 
 static int take_ours(struct snapshot *s, const struct safetensors *f, const struct train_config *c, struct err *e) {
     const struct tensor *bins = tensor_find(&f->table, "loss_by_time");
-    const char *step = meta_of(f, "step"), *best = meta_of(f, "best");
+    const char *step = meta_of(f, "step"), *best = meta_of(f, "best"), *sum = meta_of(f, "checksum");
     int rc = check_facts(f, c, e);
     for (int a = 0; rc == OK && a < s->n_arrays; a++) rc = take_array(s->array[a], s, &f->table, prefixes[a], e);
     if (rc != OK) return rc;
     char *end = NULL;
+    if (sum && strtoull(sum, NULL, 16) != checksum(s)) return err_param(e, E_FORMAT, "checksum", "its tensors are not those that were written: the file is damaged");
     s->step = step ? strtoll(step, &end, 10) : -1;
     if (s->step < 0 || s->step > UINT32_MAX || *end) return err_param(e, E_FORMAT, "step", "its step is not a number");
     s->best = best ? strtod(best, NULL) : INFINITY;
+    if (isnan(s->best)) return err_param(e, E_FORMAT, "best", "its best loss is '%s'", best);
     if (!bins || bins->dtype != DT_F64 || bins->bytes != sizeof s->bins)
         return err_param(e, E_FORMAT, "loss_by_time", "tensor 'loss_by_time' is missing or misshapen");
+    if (tensor_check_finite(bins, e)) return e->status;
     memcpy(&s->bins, bins->data, sizeof s->bins);
     return take_window(&s->window, f, s->step, e);
 }
@@ -261,9 +280,8 @@ int snapshot_read(struct snapshot *s, const char *path, const struct train_confi
 
 /* ---- fine-tuning ---- */
 
-// Weights by the authors' names: the table's own, or those of prefix "ema." in a file of ours. The label table is replaced where
-// it does not fit.
-static int take_weights(struct snapshot *s, const struct tensor_table *from, bool ours, const struct arch *a, struct err *e) {
+// The label table is replaced where it does not fit.
+static int take_weights(struct snapshot *s, const struct tensor_table *from, const struct arch *a, struct err *e) {
     struct tensor_table table = {.tensors = mem_array((size_t)from->n + 1, sizeof *table.tensors)};
     const struct dit_param *param;
     int n = dit_train_params(s->net, &param), rc = OK;
@@ -271,8 +289,6 @@ static int take_weights(struct snapshot *s, const struct tensor_table *from, boo
     if (!table.tensors) return err_set(e, E_NOMEM, "no memory for a list of tensors");
     for (int i = 0; i < from->n; i++) {
         struct tensor t = from->tensors[i];
-        if (ours && strncmp(t.name, "ema.", 4) != 0) continue;
-        if (ours) t.name += 4;
         for (int p = 0; p < n && strcmp(t.name, LABELS) == 0; p++)
             if (strcmp(param[p].name, LABELS) == 0 && t.ndim == 2 && t.shape[0] != param[p].shape[0])
                 t.dtype = DT_F32, t.shape[0] = param[p].shape[0], t.data = flat + param[p].offset, t.count = param[p].count,
@@ -293,8 +309,7 @@ int snapshot_init(struct snapshot *s, const char *path, const struct train_confi
     struct checkpoint ck;
     int rc = checkpoint_open(&ck, path, e);
     if (rc != OK) return rc;
-    const char *kind = checkpoint_meta(&ck, "kind");
-    rc = take_weights(s, &ck.table, kind && strcmp(kind, "sitd-train") == 0, &c->desc.arch, &here);
+    rc = take_weights(s, &ck.table, &c->desc.arch, &here);
     checkpoint_close(&ck);
     return rc == OK ? OK : err_param(e, rc, here.param, "%s: %s", path, here.text);
 }

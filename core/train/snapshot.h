@@ -5,7 +5,7 @@
  * A file is safetensors. Tensors, for each parameter NAME (the authors' names): model.NAME, exp_avg.NAME and exp_avg_sq.NAME
  * (AdamW's moments), ema.NAME and, with several decays, ema1.NAME and so on; loss_by_time [2, bins]. __metadata__: kind
  * "sitd-train", step (finished steps: it is the random numbers' and the data's position too), best, window_loss and window_steps
- * (what --publish-when improved compares; older files lack the window), and what a run that continues it must have in common with
+ * (what --publish-when improved compares; older files lack the window), checksum (of the parameters' tensors; older files lack it), and what a run that continues it must have in common with
  * it (config.h's facts). Written under a temporary name, synced, renamed: a file of that name is
  * whole.
  *

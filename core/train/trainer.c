@@ -128,24 +128,24 @@ static int settle(struct trainer *t) {
 
 static const char *last_good(const struct trainer *t) { return t->keeper.last[0] ? t->keeper.last : "none was written"; }
 
-// Names the first gradient that is not finite, in the order of the network. Gradients are still there: the next step would
-// write them anew.
+// Names the first gradient that is not finite in the order in which backward made them, from the network's end on. Gradients are
+// still there: the next step would write them anew.
 static int blame(struct trainer *t, const char *what, struct err *e) {
     const struct dit_param *param;
-    const char *name = "the network's output";
+    const char *name = NULL;
     int n = dit_train_params(t->net, &param), rc = OK;
     float *grads = mem_array(t->n, sizeof *grads);
     settle(t);
     if (t->parallel) parallel_gather(t->parallel, dit_train_grads(t->net), NULL); // all ranks blame
     if (grads) rc = t->k->download(t->k, grads, dit_train_grads(t->net), t->n * sizeof *grads);
-    for (int i = 0; grads && rc == 0 && i < n; i++)
-        if (!floats_finite(grads + param[i].offset, param[i].count)) {
-            name = param[i].name;
-            break;
-        }
-    err_param(e, E_NONFINITE, name,
-              "step %lld: %s is not finite; first seen in the gradient of '%s'. The last good checkpoint: %s",
-              (long long)t->step + 1, what, name, last_good(t));
+    for (int i = n - 1; grads && rc == 0 && i >= 0 && !name; i--)
+        if (!floats_finite(grads + param[i].offset, param[i].count)) name = param[i].name;
+    if (name)
+        err_param(e, E_NONFINITE, name, "step %lld: %s is not finite; first seen in the gradient of '%s'. The last good checkpoint: %s",
+                  (long long)t->step + 1, what, name, last_good(t));
+    else
+        err_param(e, E_NONFINITE, "gradients", "step %lld: %s is not finite, though all gradients are: weights or moments were before. The last good checkpoint: %s",
+                  (long long)t->step + 1, what, last_good(t));
     mem_free(grads);
     return E_NONFINITE;
 }
@@ -174,19 +174,21 @@ static int account(struct trainer *t, double *step_loss, struct err *e) {
     return OK;
 }
 
+// By what the run's steps took until now, with all that came between them
+static double seconds_left(const struct trainer *t) {
+    return (trainer_now() - t->began) / (double)(t->step - t->began_step) * (double)(t->c->steps - t->step);
+}
+
 static int one_step(struct trainer *t, struct err *e) {
-    double start = trainer_now(), loss = 0;
+    double loss = 0;
     int rc = OK;
     for (int m = 0; rc == OK && m < t->micros; m++) rc = microbatch(t, m, e);
     if (rc == OK) rc = update(t, e);
     if (rc == OK) rc = account(t, &loss, e);
     if (rc != OK) return rc;
-    double seconds = trainer_now() - start; // the device's work too: account has waited for it
-    t->sum.seconds += seconds;
-    t->step_seconds = t->step_seconds > 0 ? 0.98 * t->step_seconds + 0.02 * seconds : seconds;
     t->step++;
     t->held = false;
-    if (t->on.step) t->on.step(t->on.ctx, t->step, loss, t->step_seconds * (double)(t->c->steps - t->step));
+    if (t->on.step) t->on.step(t->on.ctx, t->step, loss, seconds_left(t));
     return OK;
 }
 
@@ -195,7 +197,7 @@ static int one_step(struct trainer *t, struct err *e) {
 static bool due(const struct trainer *t, int64_t every) { return every > 0 && (t->step % every == 0 || t->step == t->c->steps); }
 
 static void report(struct trainer *t) {
-    double n = (double)(t->step - t->reported), images = n * t->c->batch;
+    double n = (double)(t->step - t->reported), images = n * t->c->batch, now = trainer_now(), seconds = now - t->reported_at;
     if (n == 0) return;
     struct train_stats s = {.step = t->step,
                             .loss = t->sum.loss / n,
@@ -205,12 +207,12 @@ static void report(struct trainer *t) {
                             .update_norm = t->sum.moved / n};
     s.epoch = (double)t->step * t->c->batch / (double)data_info(t->data)->n;
     s.lr = train_config_lr(t->c, t->step - 1);
-    s.images_per_second = images / t->sum.seconds;
-    s.mfu = t->peak > 0 ? t->flops * n / t->sum.seconds / t->peak : 0;
-    s.seconds_left = t->step_seconds * (double)(t->c->steps - t->step);
+    s.images_per_second = images / seconds;
+    s.mfu = t->peak > 0 ? t->flops * n / seconds / t->peak : 0;
+    s.seconds_left = seconds_left(t);
     s.loss_by_time = t->bins.loss;
     memset(&t->sum, 0, sizeof t->sum);
-    t->reported = t->step;
+    t->reported = t->step, t->reported_at = now;
     if (t->on.stats) t->on.stats(t->on.ctx, &s);
 }
 
@@ -241,7 +243,7 @@ static int pictures(struct trainer *t, struct err *e) {
     int rc = file_make_dir(path, &here);
     snprintf(path, sizeof path, "%s/samples/step-%08lld.png", t->c->out, (long long)t->step);
     if (rc == OK) rc = dit_train_export(t->net, &table, t->snapshot.array[SNAPSHOT_EMA], &here);
-    if (rc == OK) rc = grid_write(path, t->c, t->k, &table, t->c->vae, &here);
+    if (rc == OK) rc = grid_write(path, t->c, t->k, &table, t->c->vae, t->stop, &here);
     mem_free(table.tensors);
     if (rc == E_DEVICE) return err_set(e, rc, "%s", here.text);
     trainer_tell(t, rc == OK ? NOTE_PICTURES : NOTE_TROUBLE, t->step, rc == OK ? path : here.text);
@@ -271,6 +273,7 @@ int trainer_run(struct trainer *t, const volatile sig_atomic_t *stop, struct err
     int rc = OK;
     t->stop = stop;
     t->stopping = t->ranks.size == 1 && *stop;
+    t->began = t->reported_at = trainer_now(), t->began_step = t->step;
     while (rc == OK && t->step < t->c->steps && !t->stopping) {
         rc = one_step(t, &here);
         if (t->ranks.size == 1 && *stop) t->stopping = true;
@@ -278,7 +281,8 @@ int trainer_run(struct trainer *t, const volatile sig_atomic_t *stop, struct err
     }
     int saved = settle(t);
     if (saved == OK && (rc == OK || t->unread)) saved = save_last(t, &last);
-    if (rc == E_NONFINITE) return err_param(e, rc, here.param, "%s", here.text);
+    t->well = rc == OK || (rc == E_NONFINITE && !t->unread); // by numbers that all ranks have
+    if (rc == E_NONFINITE && !t->unread) return err_param(e, rc, here.param, "%s", here.text);
     if (rc != OK)
         return err_param(e, rc, here.param, "step %lld: %s. The last good checkpoint: %s", (long long)t->step + 1, here.text,
                          last_good(t));

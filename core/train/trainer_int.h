@@ -42,16 +42,18 @@ struct trainer {
     bool held;   // the snapshot is that of `step`
     bool unread; // a step was not begun: its data cannot be read
     const volatile sig_atomic_t *stop;
+    bool well;     // ended as every rank does
     bool stopping; // some rank was told to stop: all know it in the same step
     /* the run */
     int64_t step, saved, reported; // finished steps; of the last checkpoint; of the last line of the log
     struct objective_bins bins;
     double best;
     struct {
-        double loss, mse, vb, grad, moved, seconds;
+        double loss, mse, vb, grad, moved;
     } sum; // since the last report
     struct loss_window window;
-    double step_seconds; // smoothed
+    int64_t began_step; // of this process
+    double began, reported_at;
 };
 
 int trainer_kern(struct trainer *, int rc, struct err *); // a kern status as ours

@@ -130,6 +130,25 @@ static int begin_from(struct trainer *t, struct err *e) {
     return OK;
 }
 
+// Each rank reads the checkpoint that it finds; all must have found the same.
+static int check_same(struct trainer *t, struct err *e) {
+    double mine[1 + SNAPSHOT_ARRAYS] = {(double)t->snapshot.step}, all[1 + SNAPSHOT_ARRAYS];
+    int n = 1, rc = OK;
+    for (int i = 0; rc == OK && i < t->snapshot.n_arrays; i++, n++) {
+        rc = t->k->zero(t->k, t->norm2, sizeof(double));
+        if (!rc) rc = t->k->sum_squares(t->k, t->norm2, t->array[i], t->n);
+        if (!rc) rc = t->k->download(t->k, &mine[n], t->norm2, sizeof(double));
+        if (rc) return trainer_kern(t, rc, e);
+    }
+    memcpy(all, mine, sizeof all);
+    if (parallel_numbers(t->parallel, all, n, e)) return e->status;
+    for (int i = 0; i < n; i++)
+        if (fabs(all[i] - t->ranks.size * mine[i]) > 1e-12 * fabs(all[i]))
+            return t->well = true, err_param(e, E_CONFLICT, "out", "rank %d begins at step %lld, but not all ranks begin with its state: they need one --out, --resume and --init that all can read",
+                             t->ranks.rank, (long long)t->snapshot.step);
+    return OK;
+}
+
 static int begin(struct trainer *t, struct err *e) {
     struct snapshot *s = &t->snapshot;
     bool automatic = t->c->resume && strcmp(t->c->resume, "auto") == 0;
@@ -140,6 +159,7 @@ static int begin(struct trainer *t, struct err *e) {
     if (rc == OK && t->ranks.rank == 0 && !automatic) rc = keeper_check_new(t->c, s->step, e);
     for (int i = 0; rc == OK && i < s->n_arrays; i++)
         rc = trainer_kern(t, t->k->upload(t->k, t->array[i], s->array[i], t->n * sizeof(float)), e);
+    if (rc == OK && t->parallel) rc = check_same(t, e);
     if (rc == OK) rc = dit_train_refresh(t->net, e);
     t->step = t->saved = t->reported = s->step;
     t->bins = s->bins;
@@ -221,7 +241,7 @@ void trainer_free(struct trainer *t) {
         if (device[i]) t->k->free(t->k, device[i]);
     for (int i = SNAPSHOT_MOMENT1; i < SNAPSHOT_ARRAYS; i++)
         if (t->array[i]) t->k->free(t->k, t->array[i]);
-    parallel_free(t->parallel);
+    parallel_free(t->parallel, t->well);
     dit_train_free(t->net);
     kern_close(t->k);
     void *host[] = {t->row, t->mix, t->judge, t->time, t->label, t->host};

@@ -9,6 +9,8 @@
 
 #include <stdlib.h>
 
+#define LARGE ((size_t)64 << 20)
+
 static int ref_use(struct kern *k) {
     (void)k;
     return KERN_OK;
@@ -16,7 +18,9 @@ static int ref_use(struct kern *k) {
 
 static int ref_alloc(struct kern *k, size_t bytes, void **out) {
     size_t size = kern_alloc_size(bytes);
-    *out = size ? aligned_alloc(64, size) : NULL;
+    // Linux promises more than there is, and kills somebody when it is used
+    bool there = size && (size < LARGE || size < kern_host_memory());
+    *out = there ? aligned_alloc(64, size) : NULL;
     if (!*out) return kern_fail(k, KERN_ENOMEM, "out of memory for a buffer of %zu bytes", bytes);
     memset(*out, 0, size);
     return KERN_OK;

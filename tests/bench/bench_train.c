@@ -161,6 +161,6 @@ int main(int argc, char **argv) {
                "[%.4f, %.4f]}\n",
                shape, b.rows, ranks.size, ms, 1e3 * b.rows * ranks.size / ms, gib, (double)first, (double)last);
     fflush(stdout);
-    parallel_free(b.parallel);
+    parallel_free(b.parallel, true);
     return 0;
 }

@@ -174,9 +174,19 @@ static void others(int size, int port, int dies) {
         struct err e = {0};
         for (int i = 0; dies && i < 200 && parallel_check(p, &e) == OK; i++)
             nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
-        parallel_free(p);
+        parallel_free(p, true);
         _exit(!dies ? 0 : e.status == E_DEVICE && strstr(e.text, "rank 2 of 3") && seen.aborted == 1 ? 0 : 2);
     }
+}
+
+// As rank 2 of 3, a run that fails here alone: it leaves without a goodbye, though nobody killed it
+static void one_fails(int port) {
+    if (fork()) return;
+    struct parallel_spec s = {.rank = 2, .size = 3, .host = "127.0.0.1", .port = port};
+    struct parallel *p;
+    if (parallel_join(&p, &s, &fake, NULL, NULL)) _exit(1);
+    parallel_free(p, false);
+    _exit(0);
 }
 
 static void all_end_well(int n) {
@@ -215,7 +225,7 @@ TEST(parallel_sums_neighbouring_gradients_in_pieces) {
     CHECK(seen.count == 8 && seen.kind[7] == 'd' && seen.n[7] == 2 && memcmp(v, same, sizeof v) == 0);
     parallel_gradients(p, 4 * BIG, 104); // not what the first pass brought
     CHECK(parallel_finish(p, &e) == E_DEVICE && strstr(e.text, "another order"));
-    parallel_free(p);
+    parallel_free(p, true);
     all_end_well(2);
 }
 
@@ -241,7 +251,7 @@ TEST(parallel_sums_two_runs_of_gradients_by_turns) {
         CHECK(piece[i].from == want[i][0] && 2 * piece[i].share + piece[i].rest_count == want[i][1] && piece[i].rest_count < 8);
         CHECK(piece[i].share % 4 == 0 && piece[i].rest == want[i][0] + 2 * piece[i].share);
     }
-    parallel_free(p);
+    parallel_free(p, true);
     all_end_well(1);
 }
 
@@ -254,7 +264,45 @@ TEST(parallel_a_rank_that_dies_is_named_to_all) {
     for (int i = 0; i < 200 && parallel_check(p, NULL) == OK; i++) nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
     CHECK(parallel_finish(p, &e) == E_DEVICE && strstr(e.text, "rank 2 of 3") && seen.aborted == 1);
     all_end_well(2);
-    parallel_free(p);
+    parallel_free(p, true);
+}
+
+TEST(parallel_a_rank_that_fails_alone_is_named_to_all) {
+    struct parallel_spec s = {.size = 3, .port = some_port()};
+    struct parallel *p;
+    struct err e = {0};
+    one_fails(s.port);
+    if (fork() == 0) {
+        struct parallel_spec other = {.rank = 1, .size = 3, .host = "127.0.0.1", .port = s.port};
+        if (parallel_join(&p, &other, &fake, NULL, NULL)) _exit(1);
+        for (int i = 0; i < 200 && parallel_check(p, &e) == OK; i++) nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+        parallel_free(p, false);
+        _exit(e.status == E_DEVICE && strstr(e.text, "rank 2 of 3") ? 0 : 2);
+    }
+    CHECK_OK(parallel_join(&p, &s, &fake, NULL, &e), &e);
+    for (int i = 0; i < 200 && parallel_check(p, NULL) == OK; i++) nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+    CHECK(parallel_finish(p, &e) == E_DEVICE && strstr(e.text, "rank 2 of 3"));
+    all_end_well(2);
+    parallel_free(p, false);
+}
+
+// Who connects and says nothing costs two seconds, not the run
+TEST(parallel_a_silent_stranger_does_not_stop_the_meeting) {
+    struct parallel_spec s = {.size = 2, .host = "127.0.0.1", .port = some_port()};
+    struct parallel *p;
+    struct err e = {0};
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)s.port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    if (fork() == 0) {
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        while (connect(fd, (struct sockaddr *)&at, sizeof at)) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        struct parallel_spec other = {.rank = 1, .size = 2, .host = "127.0.0.1", .port = s.port};
+        if (parallel_join(&p, &other, &fake, NULL, NULL)) _exit(1);
+        parallel_free(p, true);
+        _exit(0);
+    }
+    CHECK_OK(parallel_join(&p, &s, &fake, NULL, &e), &e);
+    parallel_free(p, true);
+    all_end_well(1);
 }
 
 TEST(parallel_the_same_rank_twice_is_a_conflict) {

@@ -211,6 +211,11 @@ TEST_LIMIT(trainer_continues_before_a_broken_checkpoint, 120) {
     CHECK(h.trouble == 1 && strstr(h.text, last) && strstr(h.text, "before it"));
     CHECK_OK(file_read(&again, &m, last, 1 << 24, &e), &e);
     CHECK(n == m && memcmp(whole, again, n) == 0);
+    ((char *)again)[m - 20000] ^= 1; // one bit of a tensor
+    CHECK_OK(file_write(last, again, m, &e), &e);
+    h = (struct heard){0};
+    CHECK_OK(run(&h, NULL, NULL, &e), &e);
+    CHECK(h.trouble == 1 && strstr(h.text, "damaged") && strstr(h.text, "before it"));
     mem_free(whole), mem_free(again);
     // options that do not fit are no reason to look further, and what cannot be read at all is no new run
     CHECK(truncate(last, 100) == 0);
