@@ -109,6 +109,9 @@ CUDA_GENCODE := $(foreach a,$(CUDA_SMS),-gencode arch=compute_$(a),code=sm_$(a))
 CUDA_WARN := -Xcompiler -Wall,-Wextra,-Wno-missing-field-initializers $(if $(filter 1,$(WERROR)),-Werror all-warnings)
 CUDA_FLAGS = -std=c++20 -O3 -lineinfo -I. $(CUDA_GENCODE) $(CUDA_WARN) -Xcompiler -fPIC,-fvisibility=hidden
 CUDA_OBJ := $(patsubst %.cu,$(OUT)/%.cu.o,$(wildcard kernels/cuda/*.cu))
+ifeq ($(filter $(CUDA),0 1 auto),)
+$(error CUDA is $(CUDA), neither 0, 1 nor auto)
+endif
 ifeq ($(CUDA),0)
 else ifneq ($(SAN),)
 else ifneq ($(NVCC),)

@@ -125,6 +125,8 @@ static int load_line(struct loading *l, char *line, const char *where, struct er
     return set(l, o, value, FROM_FILE, where, e);
 }
 
+#define MOST_LINES 10000 // of a file; there are devices without an end
+
 static int load_file(struct loading *l, const char *path, struct err *e) {
     FILE *f = fopen(path, "re");
     if (!f) return err_param(e, errno == EACCES ? E_PERM : E_NOTFOUND, "config", "%s: %s", path, strerror(errno));
@@ -132,7 +134,8 @@ static int load_file(struct loading *l, const char *path, struct err *e) {
     int rc = 0;
     for (int n = 1; !rc && fgets(line, sizeof line, f); n++) {
         snprintf(where, sizeof where, "%s:%d", path, n);
-        if (strlen(line) == sizeof line - 1) rc = err_set(e, E_RANGE, "%s: line too long", where);
+        if (n > MOST_LINES) rc = err_set(e, E_RANGE, "%s: %d lines are no file of options", path, n);
+        else if (strlen(line) == sizeof line - 1) rc = err_set(e, E_RANGE, "%s: line too long", where);
         else rc = load_line(l, line, where, e);
     }
     if (!rc && ferror(f)) rc = err_set(e, E_IO, "%s: cannot be read", path);

@@ -14,9 +14,11 @@ cp "$from/sitd" "$folder/"
 for plugin in "$from"/libsitd_*.so; do [ -e "$plugin" ] && cp "$plugin" "$folder/"; done
 ldd "$from/sitd" | awk '$2 == "=>" && $3 ~ "^/" {print $3}' |
     grep -vE '/(libc|libm|libpthread|libdl|librt|libresolv|ld-linux[^/]*)\.so' | while read -r library; do cp -L "$library" "$folder/lib/"; done
-cp -r deploy/models deploy/products README.md LICENSE "$folder/"
+mkdir "$folder/deploy"
+cp -r deploy/models deploy/recipes "$folder/deploy/"
+cp -r deploy/products docs README.md SPEED.md LICENSE "$folder/"
 tar -C build -czf "build/$name.tar.gz" "$name"
 for plugin in "$folder"/libsitd_*.so; do
     [ -e "$plugin" ] && echo "$(basename "$plugin") takes from the machine: $(ldd "$plugin" | awk '/cublas|not found/ {print $1}' | sort -u | tr '\n' ' ')"
 done
-echo "build/$name.tar.gz ($(du -h "build/$name.tar.gz" | cut -f1)): unpack anywhere, run ./sitd serve --models models"
+echo "build/$name.tar.gz ($(du -h "build/$name.tar.gz" | cut -f1)): unpack anywhere, run ./sitd serve in its folder"

@@ -189,8 +189,7 @@ int folder_open(struct folder *f, const char *dir, struct err *e) {
     config = mem_printf("%s/config.json", at);
     int rc = config ? OK : err_set(e, E_NOMEM, "no memory for a path");
     if (rc == OK && access(config, F_OK) != 0)
-        rc = err_set(e, E_NOTFOUND,
-                     "%s: neither a model directory (model.json) nor a diffusers folder (config.json or transformer/config.json)",
+        rc = err_set(e, E_NOTFOUND, "%s is no diffusers folder (config.json or transformer/config.json); of a model directory name the weights file in it",
                      dir);
     if (rc == OK) rc = read_config(f, config, e);
     if (rc == OK) rc = open_weights(f, at, e);

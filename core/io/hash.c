@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
+#include <zlib.h>
 
 #include "core/base/fault.h"
 #include "core/base/mem.h"
@@ -68,3 +69,5 @@ void hash_free(struct hash *h) {
     EVP_MD_CTX_free(h->sha);
     mem_free(h);
 }
+
+uint32_t hash_crc(uint32_t crc, const void *bytes, size_t n) { return (uint32_t)crc32_z(crc, bytes, n); }

@@ -8,6 +8,7 @@
  * system's cache holds them once for all processes. So what is not finite is found when its example's turn comes.
  */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -149,6 +150,27 @@ static int add_shard(struct data *d, struct set *set, const char *path, struct e
     return read_labels(d, s, label, path, e);
 }
 
+/*
+ * Files called NAME-00001-of-00003.safetensors and so on are one set: all of it must be there, and no other of that name. files: in the order of
+ * their names' bytes.
+ */
+static int check_sets(char **files, int n, struct err *e) {
+    int due = 1, of = 0;
+    for (int i = 0; i <= n; i++) {
+        static const char form[] = "-00000-of-00000.safetensors";
+        size_t length = i < n ? strlen(files[i]) : 0, tail = sizeof form - 1;
+        const char *end = length > tail ? files[i] + length - tail : "";
+        int no = 0, all = 0, used = 0;
+        bool numbered = sscanf(end, "-%5d-of-%5d.safetensors%n", &no, &all, &used) == 2 && used == (int)tail;
+        if (due > 1 && !(numbered && no == due && all == of))
+            return err_param(e, E_CONFLICT, "data", "%s: shard %d of %d was due behind it: shards are missing, or two sets are mixed", files[i - 1], due, of);
+        if (numbered && due == 1 && no != 1)
+            return err_param(e, E_CONFLICT, "data", "%s: the shards before it are missing", files[i]);
+        of = all, due = numbered && no < all ? no + 1 : 1;
+    }
+    return OK;
+}
+
 int data_latents_open(struct data *d, char **files, int n, struct err *e) {
     struct set *s = d->set = mem_alloc(sizeof *s);
     d->close = set_close;
@@ -157,6 +179,7 @@ int data_latents_open(struct data *d, char **files, int n, struct err *e) {
     d->info.latents = true;
     if (s) s->shards = mem_array((size_t)n, sizeof *s->shards);
     int rc = s && s->shards ? OK : err_set(e, E_NOMEM, "no memory for %d shards", n);
+    if (rc == OK && strcmp(files[0], d->spec.path) != 0) rc = check_sets(files, n, e); // a shard alone may be named
     for (int i = 0; rc == OK && i < n; i++) rc = add_shard(d, s, files[i], e);
     if (rc != OK) return rc;
     if (!(s->scale > 0)) return err_param(e, E_RANGE, "scaling_factor", "%s: its scaling_factor is %g", files[0], s->scale);

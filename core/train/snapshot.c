@@ -5,11 +5,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <zlib.h>
 
 #include "core/base/mem.h"
 #include "core/io/checkpoint.h"
 #include "core/io/file.h"
+#include "core/io/hash.h"
 #include "core/io/pt.h"
 
 #define MAX_FILE ((size_t)256 << 30)
@@ -80,8 +80,8 @@ static uint64_t checksum(const struct snapshot *s) {
     int n = dit_train_params(s->net, &param);
     for (int a = 0; a < s->n_arrays; a++)
         for (int i = 0; i < n; i++) {
-            uLong crc = crc32_z(crc32_z(0, (const Bytef *)prefixes[a], strlen(prefixes[a])), (const Bytef *)param[i].name, strlen(param[i].name));
-            sum += crc32_z(crc, (const Bytef *)(s->array[a] + param[i].offset), param[i].count * sizeof(float));
+            uint32_t crc = hash_crc(hash_crc(0, prefixes[a], strlen(prefixes[a])), param[i].name, strlen(param[i].name));
+            sum += hash_crc(crc, s->array[a] + param[i].offset, param[i].count * sizeof(float));
         }
     return sum;
 }

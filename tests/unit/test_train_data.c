@@ -307,6 +307,25 @@ static void put_latents(const char *name, int n, int side, int64_t label, float 
     CHECK_OK(file_out_commit(&out, NULL, &e), &e);
 }
 
+TEST(train_latents_come_as_whole_sets) {
+    struct data *d;
+    struct err e = {0};
+    begin();
+    struct data_spec spec = {.path = dir, .seed = 5};
+    put_latents("a-00001-of-00002.safetensors", 3, 4, 2, -30, "0.5");
+    refused(&spec, E_CONFLICT, "a-00001-of-00002.safetensors: shard 2 of 2 was due");
+    put_latents("a-00002-of-00002.safetensors", 2, 4, 7, -30, "0.5");
+    put_latents("b.safetensors", 1, 4, 7, -30, "0.5"); // of no set
+    CHECK_OK(data_open(&d, &spec, &e), &e);
+    CHECK(data_info(d)->n == 6);
+    data_close(d);
+    put_latents("a-00001-of-00003.safetensors", 3, 4, 2, -30, "0.5"); // of another time
+    refused(&spec, E_CONFLICT, "two sets are mixed");
+    CHECK(unlink(at("a-00001-of-00003.safetensors")) == 0 && unlink(at("a-00001-of-00002.safetensors")) == 0);
+    refused(&spec, E_CONFLICT, "a-00002-of-00002.safetensors: the shards before it are missing");
+    end();
+}
+
 TEST(train_latents_are_sampled_and_scaled) {
     struct data *d;
     struct err e = {0};
