@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "core/base/mem.h"
@@ -29,7 +30,17 @@ struct shown { // what the run's events go to
 };
 
 static volatile sig_atomic_t stop;
-static void on_signal(int number) { (void)number, stop = 1; }
+static double stopped_at;
+
+// A second signal ends the run at once. Not one that comes with the first: `timeout`, terminals and Slurm signal a process and its
+// group, and the process that started the ranks passes on what it got.
+static void on_signal(int number) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    double now = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    if (!stop) stop = 1, stopped_at = now;
+    else if (now - stopped_at > PARALLEL_ECHO) signal(number, SIG_DFL), raise(number);
+}
 
 static int fail(const struct err *e) {
     fprintf(stderr, "sitd train: %s\n", e->text);
@@ -124,7 +135,9 @@ static int keep_recipe(const struct shown *s, struct err *e) {
 }
 
 static void watch_signals(void) {
-    struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND}; // a second one ends it at once
+    struct sigaction a = {.sa_handler = on_signal};
+    sigemptyset(&a.sa_mask);
+    sigaddset(&a.sa_mask, SIGTERM), sigaddset(&a.sa_mask, SIGINT);
     sigaction(SIGTERM, &a, NULL);
     sigaction(SIGINT, &a, NULL);
     signal(SIGPIPE, SIG_IGN);

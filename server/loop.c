@@ -7,7 +7,7 @@
  *
  * Stopping has stages. SIGTERM: not ready, --drain-delay passes while requests are still taken, so that a load balancer can look
  * away. Then the listener closes and new work is refused, but what was taken is finished, for up to --exit-timeout. Then, or at a
- * second signal, what is left is cancelled and answered 503. The daemon leaves with 1 if anything was cut off. A third signal
+ * second signal (not its echo: `timeout` signals a process and its group), what is left is cancelled and answered 503. The daemon leaves with 1 if anything was cut off. A third signal
  * finds the default action.
  */
 #include <errno.h>
@@ -210,6 +210,8 @@ static void reopen_log(struct server *s) {
         mem_free(req);
 }
 
+#define ECHO_MS 200
+
 static void on_signal(uv_signal_t *sig, int number) {
     struct server *s = sig->data;
     if (number == SIGUSR1) log_state(s);
@@ -217,8 +219,8 @@ static void on_signal(uv_signal_t *sig, int number) {
         reopen_log(s);
         watch_look(&s->watch);
     }
-    else if (s->stage == SERVING) set_stage(s, DRAINING);
-    else {
+    else if (s->stage == SERVING) s->asked = uv_now(&s->uv), set_stage(s, DRAINING);
+    else if (uv_now(&s->uv) - s->asked > ECHO_MS) {
         for (int i = 0; i < 2; i++) uv_signal_stop(&s->signals[i]); // a third one kills
         set_stage(s, CUT);
     }

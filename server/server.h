@@ -50,6 +50,7 @@ struct server {
     int n_jobs;
     struct metrics metrics;
     enum stage stage;
+    uint64_t asked; // when the first signal to stop came, ms
     bool was_ready; // every model found at the start is loaded
     int exit_code;
     int64_t started_unix;

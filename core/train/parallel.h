@@ -63,9 +63,10 @@ int parallel_check(const struct parallel *, struct err *); // E_DEVICE: a rank d
 
 /*
  * Starts `n` processes of this program with these arguments, rank i on this host with RANK, WORLD_SIZE, LOCAL_RANK = i,
- * MASTER_ADDR and MASTER_PORT set, and waits for all. SIGTERM and SIGINT are passed on. When one fails the others get SIGTERM
+ * MASTER_ADDR and MASTER_PORT set, and waits for all. SIGTERM and SIGINT are passed on, but for echoes of the last one. When one fails the others get SIGTERM
  * and, ten seconds later, SIGKILL. Returns 0 when all ended well; else e says which rank ended how. Call before threads are made.
  */
 int parallel_launch(char *const argv[], int n, struct err *);
+#define PARALLEL_ECHO 0.2 // seconds in which the same wish may come twice
 
 #endif

@@ -138,9 +138,14 @@ static void collect(struct family *f, struct err *e) {
 
 static void supervise(struct family *f, const sigset_t *wanted, struct err *e) {
     int told = 0; // seconds since SIGTERM; 0: not yet
+    struct timespec last = {0}, now;
     while (f->left) {
         int got = sigtimedwait(wanted, NULL, &(struct timespec){.tv_sec = 1});
-        if (got == SIGTERM || got == SIGINT) tell(f, got);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        if (got == SIGTERM || got == SIGINT) {
+            if (!last.tv_sec || (double)(now.tv_sec - last.tv_sec) + 1e-9 * (double)(now.tv_nsec - last.tv_nsec) > PARALLEL_ECHO) tell(f, got);
+            last = now;
+        }
         collect(f, e);
         if (!e->status || !f->left) continue;
         if (!told) tell(f, SIGTERM);

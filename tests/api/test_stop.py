@@ -108,6 +108,19 @@ def test_second_signal_stops_at_once(start):
     assert answers[0].status == 503
 
 
+def test_a_signal_that_comes_twice_is_one(start):
+    d = start("--exit-timeout", "60s")
+    answers = []
+    t = threading.Thread(target=lambda: answers.append(d.sample({**LONG, "sampler": {**LONG["sampler"], "steps": 900}})))
+    t.start()
+    d.wait_until(lambda: d.metric("sitd_rows_running") > 0)
+    d.signal(signal.SIGTERM)
+    d.signal(signal.SIGTERM)
+    assert d.wait() == 0
+    t.join()
+    assert answers[0].status == 200
+
+
 def test_idle_daemon_stops_at_once(start):
     d = start()
     with d.socket() as s:  # an idle connection holds nothing up

@@ -65,6 +65,8 @@ def test_sigterm_saves_and_a_run_that_was_killed_ends_the_same(tmp_path, picture
         p.stderr.readline()
         time.sleep(rng.random() * 0.3 * SCALE)
         p.send_signal(signal.SIGKILL if turn else signal.SIGTERM)
+        if turn == 0:
+            p.send_signal(signal.SIGTERM)  # as `timeout` does: to the process, then to its group
         said, errors = p.communicate(timeout=60 * SCALE)
         kills += p.returncode == -signal.SIGKILL
         if turn == 0:
