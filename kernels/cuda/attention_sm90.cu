@@ -20,86 +20,15 @@
  * As in attention.cu a query's bits depend on the number of keys alone.
  */
 #include "kernels/cuda/linear.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 #include <cuda.h>
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define HOPPER 1
-#endif
-
-#define BC 64                               // keys a step
-#define TILE 64                             // queries a warpgroup
-#define OPERAND(D, lines) ((lines)*2 * (D)) // bytes, a multiple of 1024
+#define BC 64 // keys a step
 
 #ifdef HOPPER
 
-template <typename E> __device__ __forceinline__ void multiply(float (&d)[32], uint64_t a, uint64_t b, int add) {
-#define MULTIPLY(type)                                                                                                           \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                                                                    \
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {"                                                \
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                        \
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                             \
-                 "%32, %33, p, 1, 1, 0, 0;\n}"                                                                                   \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),   \
-                   "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),        \
-                   "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),       \
-                   "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                     \
-                 : "l"(a), "l"(b), "r"(add))
-    if constexpr (is_half<E>) MULTIPLY("f16");
-    else MULTIPLY("bf16");
-#undef MULTIPLY
-}
-
-template <typename E> __device__ __forceinline__ void multiply(float (&d)[32], const unsigned (&a)[4], uint64_t b) {
-#define MULTIPLY(type)                                                                                                           \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {"                                                \
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                        \
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                             \
-                 "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;"                                                                        \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),   \
-                   "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),        \
-                   "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),       \
-                   "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                     \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-    if constexpr (is_half<E>) MULTIPLY("f16");
-    else MULTIPLY("bf16");
-#undef MULTIPLY
-}
-
-template <typename E> __device__ __forceinline__ void multiply(float (&d)[4], const unsigned (&a)[4], uint64_t b) {
-#define MULTIPLY(type)                                                                                                           \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32." type "." type                                                      \
-                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, 1, 1, 1, 1;"                                                          \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                                \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-    if constexpr (is_half<E>) MULTIPLY("f16");
-    else MULTIPLY("bf16");
-#undef MULTIPLY
-}
-
-__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void products_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
-__device__ __forceinline__ void visible_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-/*
- * Descriptors of operands. leading, stride: see the PTX manual, "strides"; swizzled operands have 1024 bytes from 8 lines to the
- * next 8 and no other stride. An operand's other places are its descriptor plus at(bytes): the address is the lowest part and
- * does not overflow.
- */
-__device__ __forceinline__ uint64_t descriptor(unsigned address, unsigned leading, unsigned stride) {
-    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)(leading >> 4) << 16 | (uint64_t)(stride >> 4) << 32;
-}
-__device__ __forceinline__ uint64_t swizzled(unsigned address) { return descriptor(address, 16, 1024) | (uint64_t)1 << 62; }
-__device__ __forceinline__ unsigned at(unsigned bytes) { return bytes >> 4; }
-
-__device__ __forceinline__ float power_of_2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
+__device__ __forceinline__ unsigned at(unsigned bytes) { return bytes >> 4; } // in a descriptor's units
 
 /* ---- barriers that count bytes, and the copy engine ---- */
 
@@ -176,18 +105,18 @@ template <int D> __device__ __forceinline__ void clear(results<D> &r) {
 template <typename E, int D, int QL, int KL>
 __device__ __forceinline__ void begin_scores(float (&s)[BC / 2], unsigned q, int q0, unsigned k, int k0, unsigned zeros) {
     const unsigned tq = q + QL * 128 + q0 * 16, tk = k + KL * 128 + k0 * 16;
-    const uint64_t dq = swizzled(q + q0 * 128), dk = swizzled(k + k0 * 128);
+    const uint64_t dq = swizzled(at(q + q0 * 128)), dk = swizzled(at(k + k0 * 128));
     products_begin();
 #pragma unroll
     for (int i = 0; i < 4; i++) multiply<E>(s, dq + at(i * 32), dk + at(i * 32), i > 0);
-    if (D > 64) multiply<E>(s, descriptor(tq, zeros - tq, 128), descriptor(tk, zeros - tk, 128), 1);
+    if (D > 64) multiply<E>(s, column(at(tq), at(zeros - tq)), column(at(tk), at(zeros - tk)), 1);
     products_commit();
 }
 
 // Begins adding p times the BC values from line v0 of an operand of VL lines
 template <typename E, int D, int VL>
 __device__ __forceinline__ void begin_values(results<D> &r, const unsigned (&p)[BC / 16][4], unsigned v, int v0) {
-    const uint64_t dv = swizzled(v + v0 * 128), dt = descriptor(v + VL * 128 + v0 * 16, 128, 128);
+    const uint64_t dv = swizzled(at(v + v0 * 128)), dt = column(at(v + VL * 128 + v0 * 16), at(128));
     products_begin();
 #pragma unroll
     for (int i = 0; i < BC / 16; i++) {
@@ -310,10 +239,6 @@ __device__ __forceinline__ void write(const views &v, int C, int x, int t, int z
     }
 }
 
-__device__ __forceinline__ void clear_column(char *column, int lines) {
-    for (int i = threadIdx.x; i < lines; i += blockDim.x) *(uint4 *)(column + i * 16) = make_uint4(0, 0, 0, 0);
-}
-
 #endif
 
 /*
@@ -353,7 +278,7 @@ __global__ void __launch_bounds__(GROUPS * 128, 4 / GROUPS)
         for (int i = 0; i < SLOTS; i++) barrier_init(empty + i * 8, GROUPS * 4);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    clear_column(zeros, BR);
+    clear_column<GROUPS * 128>(zeros, BR);
     visible_to_products();
     __syncthreads();
     wait_for_previous();
@@ -445,7 +370,7 @@ __global__ void __launch_bounds__(whole_shape<D>::THREADS, 1)
         for (int i = 0; i < 2; i++) barrier_init(empty + i * 8, 16);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    clear_column(zeros, LINES);
+    clear_column<S::THREADS>(zeros, LINES);
     visible_to_products();
     __syncthreads();
     wait_for_previous();
