@@ -319,13 +319,14 @@ static struct served *version_on(const struct device *d, const struct facts *f) 
     return s;
 }
 
-#define ALIKE 1.25 // devices whose rows take times within this factor count as equally fast
+#define ALIKE 1.25  // devices whose rows take times within this factor count as equally fast
+#define MEASURED 50 // batches before which a device's time counts as unknown
 
-// Would d be done before the best so far? A row's time is an average over batches of any size, and before the first batch a guess: between
+// Would d be done before the best so far? A row's time is an average over batches of any size, and over the first few a guess: between
 // devices of one kind the differences are noise, which would give one of them more of a burst of requests for good.
 static bool done_before(const struct device *d, const struct device *best) {
     double a = d->published.row_ms, b = best->published.row_ms, rows = (double)rows_left(d), best_rows = (double)rows_left(best);
-    bool measured = d->published.batches && best->published.batches;
+    bool measured = d->published.batches >= MEASURED && best->published.batches >= MEASURED;
     if (measured && (a > ALIKE * b || b > ALIKE * a)) rows *= a, best_rows *= b;
     return rows < best_rows;
 }
