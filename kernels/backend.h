@@ -11,8 +11,6 @@
 // Writes the text of a failure to k->why and returns status.
 int kern_fail(struct kern *, int status, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
-#define KERN_MAX_TOKENS 4096 // attention: T is 1 .. this
-
 void kern_ref_fill(struct kern *); // every entry of the table
 int kern_cpu_open(struct kern *,
                   const struct kern_config *); // replaces entries; on failure k->why has the text and nothing is held

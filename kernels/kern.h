@@ -33,6 +33,7 @@
 extern "C" {
 #endif
 
+#define KERN_MAX_TOKENS 4096 // attention: T is 1 .. this
 enum kern_status { KERN_OK = 0, KERN_ENOMEM = -1, KERN_EUNSUPPORTED = -7, KERN_EDEVICE = -9, KERN_ETHREAD = -14 };
 enum kern_dtype { KERN_F32, KERN_BF16, KERN_F16, KERN_F8 }; // F8 (e4m3) only inside back ends
 enum kern_act { KERN_NONE, KERN_GELU_TANH, KERN_SILU };

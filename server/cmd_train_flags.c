@@ -75,7 +75,7 @@ static const struct option_desc options[] = {
     TEXT("ema", ema, "0.9999", "decays of the averaged weights, up to four, by commas; the first is sampled and published"),
     WHOLE("seed", seed, "0", 0, 9007199254740991, "of weights, noise, times, dropped labels and the data's order"),
     HEADING("Files"),
-    TEXT("out", out, "", "folder of the run: checkpoints/, samples/, log.jsonl, report.html"),
+    TEXT("out", out, "", "folder of the run: checkpoints/, samples/, log.jsonl, report.html; of several hosts, where all of them see it"),
     WHOLE("save-every", save_every, "5000", 0, MANY,
           "steps between checkpoints; one is written at the end and on SIGTERM anyway"),
     WHOLE("keep", keep, "3", 1, 1000000, "newest checkpoints that stay"),

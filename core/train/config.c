@@ -43,6 +43,9 @@ int train_config_check(const struct train_config *c, struct err *e) {
     const struct arch *a = &c->desc.arch;
     struct err here = {0};
     if (arch_check(a, &here)) return err_param(e, here.status, here.param, "the network: %s", here.text);
+    int side = a->input_size / a->patch_size;
+    if (side > KERN_MAX_TOKENS || side * side > KERN_MAX_TOKENS)
+        return err_param(e, E_RANGE, "size", "an input of %d in patches of %d is more than the %d tokens that attention takes", a->input_size, a->patch_size, KERN_MAX_TOKENS);
     if (c->objective.discrete && c->objective.learned_range != a->learn_sigma)
         return err_param(e, E_CONFLICT, "learn-sigma", "DiT's hybrid loss needs a network with a learned variance, and only it");
     if (objective_check(&c->objective, &here)) return err_param(e, here.status, here.param, "the objective: %s", here.text);
