@@ -30,7 +30,8 @@ static void on_event(uv_fs_event_t *h, const char *name, int events, int status)
 static void watch_path(struct watch *w, uv_fs_event_t *h, const char *path) {
     uv_fs_event_stop(h);
     int rc = uv_fs_event_start(h, on_event, path, 0);
-    if (rc == 0 || rc == UV_ENOENT || w->blind) return;
+    bool there = rc != UV_ENOENT && rc != UV_ELOOP && rc != UV_ENOTDIR && rc != UV_EACCES; // else the scan tells, and others are watched
+    if (rc == 0 || !there || w->blind) return;
     w->blind = true;
     log_warn("changes cannot be watched: models are looked at from time to time", log_str("path", path),
              log_str("error", uv_strerror(rc)), log_int("every_ms", RESCAN_MS));

@@ -35,10 +35,11 @@ static bool is_checkpoint(const char *path) { return step_of(path) >= 0; }
 static bool is_leftover(const char *path) { return strstr(path, "/step-") && strstr(path, ".safetensors.tmp-"); }
 
 // Two runs in one folder would remove each other's files. Where the file system knows no locks there is none.
-static int lock(struct keeper *k, const char *folder, struct err *e) {
-    k->lock = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (k->lock < 0 || flock(k->lock, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return OK;
-    return err_param(e, E_BUSY, "out", "another process trains in %s: wait for its end or name another --out", k->config->out);
+// option: that names the folder, as `named`
+static int lock(int *fd, const char *folder, const char *option, const char *named, struct err *e) {
+    *fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (*fd < 0 || flock(*fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return OK;
+    return err_param(e, E_BUSY, option, "another process trains into %s: wait for its end or name another --%s", named, option);
 }
 
 static bool holds_model(const char *path) {
@@ -61,13 +62,14 @@ static int prepare_publish(const char *dir, struct err *e) {
 }
 
 int keeper_open(struct keeper *k, const struct train_config *c, const struct snapshot *s, bool first, struct err *e) {
-    *k = (struct keeper){.config = c, .snapshot = s, .lock = -1};
+    *k = (struct keeper){.config = c, .snapshot = s, .lock = -1, .publish_lock = -1};
     struct data_names left = {0};
     if (!first) return OK;
     char *folder = folder_of(c, e);
     int rc = folder ? file_make_dir(folder, e) : E_NOMEM;
-    if (rc == OK) rc = lock(k, folder, e);
+    if (rc == OK) rc = lock(&k->lock, folder, "out", c->out, e);
     if (rc == OK && c->publish) rc = prepare_publish(c->publish, e);
+    if (rc == OK && c->publish) rc = lock(&k->publish_lock, c->publish, "publish", c->publish, e);
     if (rc == OK) rc = data_list(&left, folder, is_leftover, e);
     for (int i = 0; i < left.n; i++) unlink(left.at[i]);
     data_names_free(&left);
@@ -80,7 +82,8 @@ void keeper_close(struct keeper *k) {
     if (!k->snapshot) return;
     keeper_wait(k, &ignored);
     if (k->lock >= 0) close(k->lock);
-    k->lock = -1;
+    if (k->publish_lock >= 0) close(k->publish_lock);
+    k->lock = k->publish_lock = -1;
 }
 
 int keeper_find(const struct train_config *c, int back, char *path, struct err *e) {

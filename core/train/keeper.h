@@ -19,7 +19,7 @@ struct keeper {
     char last[600]; // path of the newest checkpoint that is whole, or of what the run continues, or ""
     /* PRIVATE: of the work that is under way */
     bool running, save, publish;
-    int lock; // the folder's descriptor, or -1
+    int lock, publish_lock; // descriptors of the run's folder and of the model's, or -1
     pthread_t thread;
     char path[600];
     struct model_desc desc; // with its loss curve and VAE
@@ -28,7 +28,7 @@ struct keeper {
     struct err save_err, publish_err;
 };
 
-// Of a run's first process: makes the folder and the one to publish in, locks the former until keeper_close and removes what killed
+// Of a run's first process: makes the folder and the one to publish in, locks them until keeper_close and removes what killed
 // writers left there. E_BUSY: another process holds it; E_CONFLICT: models are published beside others, not over them. Of the others (!first): nothing; they only read.
 int keeper_open(struct keeper *, const struct train_config *, const struct snapshot *, bool first, struct err *);
 void keeper_close(struct keeper *); // waits for what runs; zeros are nothing

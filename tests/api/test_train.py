@@ -95,11 +95,13 @@ def test_a_new_run_does_not_mix_with_an_old_one(tmp_path, pictures):
 
 def test_one_run_a_folder(tmp_path, pictures):
     """As when a job is requeued before its first process has gone; a killed run leaves no lock behind."""
-    p = subprocess.Popen(command(pictures, tmp_path, "--steps", 10000000, "--save-every", 100), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=clean_env())
+    model = tmp_path / "models" / "toy"
+    p = subprocess.Popen(command(pictures, tmp_path, "--steps", 10000000, "--save-every", 100, "--publish", model), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=clean_env())
     try:
         while "checkpoint" not in p.stderr.readline():
             assert p.poll() is None
-        assert "another process trains in" in train(pictures, tmp_path, "--steps", 10000000, "--resume", "auto", code=1).stderr
+        assert "another process trains into" in train(pictures, tmp_path, "--steps", 10000000, "--resume", "auto", code=1).stderr
+        assert "another --publish" in train(pictures, tmp_path / "other", "--steps", 5, "--publish", model, code=1).stderr
         assert p.poll() is None
     finally:
         p.kill()
