@@ -13,6 +13,7 @@
 #include <sys/resource.h>
 #include <time.h>
 
+#include "core/base/clock.h"
 #include "core/base/mem.h"
 #include "core/engine/runner.h"
 #include "core/io/checkpoint.h"
@@ -108,12 +109,6 @@ static bool shape_arch(struct arch *a, const char *name, const char *block, int 
     return arch_size(a, name, (size_t)(slash - name)) && (a->patch_size == 2 || a->patch_size == 4 || a->patch_size == 8);
 }
 
-static double now(void) {
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
-}
-
 // Most memory that the process ever held, loading included.
 static double peak_mb(void) {
     struct rusage u;
@@ -148,12 +143,12 @@ static int time_rows(struct timing *out, struct dit *m, struct kern *k, const st
     int inner = k->graph_launch ? 8 : 1; // a GPU runs behind: time a few passes, as a sampler queues them, and wait once
     for (int i = 0; rc == OK && i < rows; i++) t[i] = 0.5f, y[i] = i % a->num_classes;
     if (rc == OK) rc = random_images(m, k, a, rows, e);
-    for (double start = now(); rc == OK && n < MOST && (n < 4 || now() - start < seconds);) {
-        double before = now();
+    for (double start = clock_seconds(); rc == OK && n < MOST && (n < 4 || clock_seconds() - start < seconds);) {
+        double before = clock_seconds();
         float first;
         for (int i = 0; i < inner && rc == OK; i++) rc = dit_forward(m, rows, t, y, e);
         if (rc == OK && k->download(k, &first, dit_out(m), sizeof first)) rc = err_set(e, E_DEVICE, "%s: %s", k->name, k->why);
-        times[n++] = 1e3 * (now() - before) / inner;
+        times[n++] = 1e3 * (clock_seconds() - before) / inner;
     }
     if (rc == OK) {
         n--, memmove(times, times + 1, (size_t)n * sizeof *times); // the first run warms caches
@@ -179,10 +174,10 @@ static int product_gflops(double *gflops, struct kern *k, struct err *e) {
         ((uint16_t *)w)[i] = (uint16_t)(0x3c00 | ((uint32_t)i * 2654435761u >> 16 & 0x807f));
     if (!rc) rc = k->upload(k, x, w, count * kern_dtype_size(k->act));
     for (int i = 0; !rc && i < 5; i++) {
-        double before = now();
+        double before = clock_seconds();
         for (int j = 0; j < 8 && !rc; j++) rc = k->linear(k, l, y, x, 1, NULL);
         if (!rc) rc = k->download(k, &first, y, sizeof first);
-        best = (float)fmax(best, 8 * 2 * (double)n * n * n / (now() - before) / 1e9);
+        best = (float)fmax(best, 8 * 2 * (double)n * n * n / (clock_seconds() - before) / 1e9);
     }
     if (rc) err_set(e, rc == KERN_ENOMEM ? E_NOMEM : E_DEVICE, "%s: %s", k->name, k->why);
     if (l) k->linear_free(k, l);
@@ -240,7 +235,7 @@ static int sample_rate(double *rate, struct kern *k, const struct options *o, co
     spec.method = METHOD_EULER, spec.steps = o->steps, spec.guidance = 1;
     int rc = slots && all ? runner_new(&r, k, a, w, rows, rows, e) : err_set(e, E_NOMEM, "no memory");
     if (rc == OK && !(out = mem_array(runner_numel(r), sizeof *out))) rc = err_set(e, E_NOMEM, "no memory");
-    double before = now();
+    double before = clock_seconds();
     for (int i = 0; rc == OK && i < rows; i++) {
         slots[i] = (struct runner_slot){.slot = i, .label = i % a->num_classes, .seed = 1, .image = (uint32_t)i, .null_of = -1};
         all[i] = &slots[i];
@@ -251,7 +246,7 @@ static int sample_rate(double *rate, struct kern *k, const struct options *o, co
         if (rc == OK) rc = runner_plan(r, all, rows, e);
     }
     for (int i = 0; rc == OK && i < rows; i++) rc = runner_read(r, i, out, e);
-    *rate = rows / (now() - before);
+    *rate = rows / (clock_seconds() - before);
     runner_free(r);
     mem_free(out), mem_free(all), mem_free(slots);
     return rc;
@@ -285,9 +280,9 @@ static int bench_rows(const struct options *o, struct dit *m, struct kern *k, co
 static int bench_model(const struct options *o, struct kern *k, const struct arch *a, const struct tensor_table *w, int most, struct err *e) {
     struct report p = {.error = -1};
     struct dit *m = NULL;
-    double before = now();
+    double before = clock_seconds();
     int rc = dit_new(&m, k, a, w, a->in_channels, most, e);
-    p.load_s = now() - before;
+    p.load_s = clock_seconds() - before;
     if (rc == OK) rc = product_gflops(&p.ceiling, k, e);
     if (rc == OK && (o->error || o->kern.product >= KERN_PRODUCT_FP8)) rc = error_of(&p.error, m, k, o, a, w, e);
     if (rc == OK && o->table) {

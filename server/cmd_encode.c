@@ -20,6 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/base/clock.h"
 #include "core/base/mem.h"
 #include "core/io/file.h"
 #include "core/io/picture.h"
@@ -247,12 +248,6 @@ static void tell(const struct work *w, int done, double seconds) {
     fprintf(stderr, "\r%d of %d pictures, %.2f s each, %.0f s left   ", done, w->set.n, seconds / done, left);
 }
 
-static double now(void) {
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
-}
-
 static int encode_shard(struct work *w, int first, int n, float *mean, float *logvar, int64_t *label, double start, struct err *e) {
     for (int i = 0; i < n; i++) {
         const struct picture *p = &w->set.pictures[first + i];
@@ -262,14 +257,14 @@ static int encode_shard(struct work *w, int first, int n, float *mean, float *lo
         memcpy(mean + (size_t)i * w->latent, w->moments, w->latent * sizeof *mean);
         memcpy(logvar + (size_t)i * w->latent, w->moments + w->latent, w->latent * sizeof *logvar);
         label[i] = p->label;
-        tell(w, first + i + 1, now() - start);
+        tell(w, first + i + 1, clock_seconds() - start);
     }
     return OK;
 }
 
 static int encode(struct work *w, struct err *e) {
     int most = w->o->shard < w->set.n ? w->o->shard : w->set.n, shards = (w->set.n + most - 1) / most, rc = OK;
-    double start = now();
+    double start = clock_seconds();
     float *mean = mem_array((size_t)most * w->latent, sizeof *mean), *logvar = mem_array((size_t)most * w->latent, sizeof *logvar);
     int64_t *label = mem_array((size_t)most, sizeof *label);
     if (!mean || !logvar || !label) rc = err_set(e, E_NOMEM, "no memory for a shard of %d pictures: make --shard smaller", most);

@@ -9,9 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "core/base/clock.h"
 #include "core/base/mem.h"
 #include "core/io/file.h"
 #include "core/io/png.h"
@@ -49,12 +49,6 @@ static void on_event(void *ctx, const struct engine_event *ev) {
     pthread_mutex_unlock(&run->lock);
 }
 
-double sample_now(void) {
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
-}
-
 void sample_bar(double part, double before, long long done, long long n, double seconds) {
     char text[64];
     double rate = (part - before) / seconds;
@@ -63,11 +57,11 @@ void sample_bar(double part, double before, long long done, long long n, double 
 }
 
 static int wait_for(struct run *run, bool *flag, bool bar) {
-    double start = sample_now();
+    double start = clock_seconds();
     pthread_mutex_lock(&run->lock);
     while (!*flag) {
         pthread_cond_wait(&run->changed, &run->lock);
-        if (bar) sample_bar(run->progress, 0, run->done, run->n, sample_now() - start);
+        if (bar) sample_bar(run->progress, 0, run->done, run->n, clock_seconds() - start);
     }
     pthread_mutex_unlock(&run->lock);
     if (bar) fprintf(stderr, "\n");

@@ -30,7 +30,6 @@ int sample_usage(const char *what, const char *value); // prints, returns 2
 
 // sitd sample --npz. Returns the exit status.
 int sample_export(struct sample_options *);
-double sample_now(void); // seconds, monotonic
 // The line of progress on a terminal: part in 0..1, of which `before` was there when this run began `seconds` ago.
 void sample_bar(double part, double before, long long done, long long n, double seconds);
 

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/base/clock.h"
 #include "core/base/mem.h"
 #include "core/io/npz.h"
 #include "kernels/philox.h"
@@ -121,7 +122,7 @@ static int fill(struct export *x, struct err *e) { // lock held
 /* ---- out ---- */
 
 static void draw(struct export *x) { // lock held
-    double now = sample_now(), n = (double)x->npz.n, made = (double)(x->before + x->ended);
+    double now = clock_seconds(), n = (double)x->npz.n, made = (double)(x->before + x->ended);
     if (!x->bar || (now - x->drawn < BAR_SECONDS && x->npz.done < x->npz.n)) return;
     for (int i = 0; i < WINDOW; i++) made += x->parts[i].progress * x->parts[i].n;
     x->drawn = now;
@@ -148,16 +149,16 @@ static uint8_t *next_image(struct export *x, int *channels, struct err *e) {
 
 static int write_images(struct export *x, struct err *e) {
     int rc = OK;
-    x->start = x->synced = sample_now();
+    x->start = x->synced = clock_seconds();
     while (rc == OK && x->npz.done < x->npz.n) {
         int channels;
         uint8_t *pixels = next_image(x, &channels, e);
         if (!pixels) break;
         rc = npz_add(&x->npz, pixels, 1, channels, e);
         mem_free(pixels);
-        if (rc == OK && sample_now() - x->synced >= SYNC_SECONDS) {
+        if (rc == OK && clock_seconds() - x->synced >= SYNC_SECONDS) {
             rc = npz_sync(&x->npz, e);
-            x->synced = sample_now();
+            x->synced = clock_seconds();
         }
     }
     pthread_mutex_lock(&x->lock);

@@ -12,9 +12,9 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "core/base/clock.h"
 #include "core/base/mem.h"
 #include "core/io/file.h"
 #include "server/bar.h"
@@ -35,11 +35,8 @@ static double stopped_at;
 // A second signal ends the run at once. Not one that comes with the first: `timeout`, terminals and Slurm signal a process and its
 // group, and the process that started the ranks passes on what it got.
 static void on_signal(int number) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    double now = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-    if (!stop) stop = 1, stopped_at = now;
-    else if (now - stopped_at > PARALLEL_ECHO) signal(number, SIG_DFL), raise(number);
+    if (!stop) stop = 1, stopped_at = clock_seconds();
+    else if (clock_seconds() - stopped_at > PARALLEL_ECHO) signal(number, SIG_DFL), raise(number);
 }
 
 static int fail(const struct err *e) {

@@ -4,9 +4,9 @@
  *
  * checkpoint_open looks at the first bytes: a PyTorch zip (.pt, .pth, .bin; restricted unpickler, core/io/pt.h), safetensors
  * (core/io/safetensors.h), a diffusers folder (core/io/folder.h), or the pre-1.6 torch layout, which is refused with a text that
- * says how to convert it. From a dictionary with "ema" and "model", and from a checkpoint of sitd train, the EMA is taken. Names and cuts of other layouts (wrappers'
- * prefixes, diffusers) become those of arch.c (core/io/layout.c). Bytes from outside are hostile: every size is checked before it
- * is used and every failure names the file and the tensor. Thread: any (no globals).
+ * says how to convert it. From a dictionary with "ema" and "model", and from a checkpoint of sitd train, the EMA is taken. Names and
+ * cuts of other layouts (wrappers' prefixes, diffusers) become those of arch.c (core/io/layout.c). Bytes from outside are hostile:
+ * every size is checked before it is used and every failure names the file and the tensor. Thread: any (no globals).
  */
 #ifndef SITD_CHECKPOINT_H
 #define SITD_CHECKPOINT_H

@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/base/clock.h"
 #include "core/base/mem.h"
 
 #define PATIENCE 120             // seconds until all ranks must be there
@@ -48,12 +49,6 @@ struct parallel {
 
 /* ---- meeting ---- */
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 // All of n bytes; false when the other side ends or says nothing for so many seconds
 static bool receive(int fd, void *to, size_t n, int patience) {
     for (size_t at = 0; at < n;) {
@@ -85,11 +80,11 @@ static int listen_at(int port, bool here, struct err *e) {
 
 // Rank 0: takes the others as they come; strangers are turned away
 static int meet_all(struct parallel *p, int listener, const char id[KERN_COMM_ID], struct err *e) {
-    double until = now() + PATIENCE;
+    double until = clock_seconds() + PATIENCE;
     for (int here = 0; here < p->peers;) {
         struct pollfd wait = {.fd = listener, .events = POLLIN};
         struct hello h;
-        int left = (int)(1e3 * (until - now())), fd;
+        int left = (int)(1e3 * (until - clock_seconds())), fd;
         if (left <= 0 || poll(&wait, 1, left) <= 0)
             return err_set(e, E_TIMEOUT, "%d of %d ranks came within %d seconds", here + 1, p->size, PATIENCE);
         if ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) < 0) continue;
@@ -124,7 +119,7 @@ static int connect_once(const struct parallel_spec *s, const char **why) {
 static int meet_first(struct parallel *p, const struct parallel_spec *s, char id[KERN_COMM_ID], struct err *e) {
     struct hello h = {MAGIC, htonl((uint32_t)s->rank), htonl((uint32_t)s->size)};
     const char *why = "";
-    for (double until = now() + PATIENCE; p->fd[0] < 0 && now() < until;) {
+    for (double until = clock_seconds() + PATIENCE; p->fd[0] < 0 && clock_seconds() < until;) {
         p->fd[0] = connect_once(s, &why);
         if (p->fd[0] < 0) nanosleep(&(struct timespec){.tv_nsec = 200000000}, NULL);
     }

@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/base/clock.h"
 #include "core/base/mem.h"
 #include "core/train/parallel.h"
 
@@ -138,13 +139,12 @@ static void collect(struct family *f, struct err *e) {
 
 static void supervise(struct family *f, const sigset_t *wanted, struct err *e) {
     int told = 0; // seconds since SIGTERM; 0: not yet
-    struct timespec last = {0}, now;
+    double last = 0; // when one came
     while (f->left) {
         int got = sigtimedwait(wanted, NULL, &(struct timespec){.tv_sec = 1});
-        clock_gettime(CLOCK_MONOTONIC, &now);
         if (got == SIGTERM || got == SIGINT) {
-            if (!last.tv_sec || (double)(now.tv_sec - last.tv_sec) + 1e-9 * (double)(now.tv_nsec - last.tv_nsec) > PARALLEL_ECHO) tell(f, got);
-            last = now;
+            if (clock_seconds() - last > PARALLEL_ECHO) tell(f, got);
+            last = clock_seconds();
         }
         collect(f, e);
         if (!e->status || !f->left) continue;

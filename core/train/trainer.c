@@ -4,18 +4,12 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
+#include "core/base/clock.h"
 #include "core/base/mem.h"
 #include "core/io/file.h"
 #include "core/train/grid.h"
 #include "core/train/trainer_int.h"
-
-double trainer_now(void) {
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
-}
 
 /* ---- a step ---- */
 
@@ -176,7 +170,7 @@ static int account(struct trainer *t, double *step_loss, struct err *e) {
 
 // By what the run's steps took until now, with all that came between them
 static double seconds_left(const struct trainer *t) {
-    return (trainer_now() - t->began) / (double)(t->step - t->began_step) * (double)(t->c->steps - t->step);
+    return (clock_seconds() - t->began) / (double)(t->step - t->began_step) * (double)(t->c->steps - t->step);
 }
 
 static int one_step(struct trainer *t, struct err *e) {
@@ -197,7 +191,7 @@ static int one_step(struct trainer *t, struct err *e) {
 static bool due(const struct trainer *t, int64_t every) { return every > 0 && (t->step % every == 0 || t->step == t->c->steps); }
 
 static void report(struct trainer *t) {
-    double n = (double)(t->step - t->reported), images = n * t->c->batch, now = trainer_now(), seconds = now - t->reported_at;
+    double n = (double)(t->step - t->reported), images = n * t->c->batch, now = clock_seconds(), seconds = now - t->reported_at;
     if (n == 0) return;
     struct train_stats s = {.step = t->step,
                             .loss = t->sum.loss / n,
@@ -273,7 +267,7 @@ int trainer_run(struct trainer *t, const volatile sig_atomic_t *stop, struct err
     int rc = OK;
     t->stop = stop;
     t->stopping = t->ranks.size == 1 && *stop;
-    t->began = t->reported_at = trainer_now(), t->began_step = t->step;
+    t->began = t->reported_at = clock_seconds(), t->began_step = t->step;
     while (rc == OK && t->step < t->c->steps && !t->stopping) {
         rc = one_step(t, &here);
         if (t->ranks.size == 1 && *stop) t->stopping = true;

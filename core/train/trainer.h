@@ -3,9 +3,10 @@
  * trainer: a training run, from data to checkpoints.
  *
  * One step: the batch in microbatches (noise mixed in, forward, loss, backward: gradients add up), gradients summed over
- * processes, their norm, AdamW and EMA in one pass (each process for its share, parallel.h), the network's copies refreshed. Then, by the step's number: a line of the
- * log, a picture of samples, a checkpoint, a publication. What a step draws depends on (seed, step) alone; so a run that is cut
- * and continued from a checkpoint does on the CPU bit for bit what one that was never cut does.
+ * processes, their norm, AdamW and EMA in one pass (each process for its share, parallel.h), the network's copies refreshed.
+ * Then, by the step's number: a line of the log, a picture of samples, a checkpoint, a publication. What a step draws depends on
+ * (seed, step) alone; so a run that is cut and continued from a checkpoint does on the CPU bit for bit what one that was never cut
+ * does.
  *
  * Numbers that are not finite stop the run before they reach a checkpoint: E_NONFINITE with the step, the first tensor whose
  * gradient is bad (param), and the last good checkpoint. Thread: one; the callbacks run on it.
@@ -36,8 +37,9 @@ struct train_events {
 };
 
 // Opens the device, makes the network, meets the other ranks, begins or continues. Config and data must outlive the trainer; ranks
-// NULL or of size 1: alone. Ranks share a batch and keep equal weights; rank 0 alone writes. Errors as of its parts; a microbatch that does not fit is E_NOMEM with one that does; a checkpoint beyond the last step is E_CONFLICT, one
-// of the last step a run that is done.
+// NULL or of size 1: alone. Ranks share a batch and keep equal weights; rank 0 alone writes. Errors as of its parts; a microbatch
+// that does not fit is E_NOMEM with one that does; a checkpoint beyond the last step is E_CONFLICT, one of the last step a run that
+// is done.
 int trainer_new(struct trainer **, const struct train_config *, const struct data *, const struct parallel_spec *ranks,
                 const struct train_events *, struct err *);
 void trainer_free(struct trainer *); // NULL is fine; waits for the writer

@@ -60,7 +60,6 @@ int trainer_kern(struct trainer *, int rc, struct err *); // a kern status as ou
 static inline size_t trainer_numbers(const struct trainer *t) { return 2 * sizeof(double) + (size_t)t->local * 2 * sizeof(float); } // bytes
 // All arrays to the host; the writer must not be at work.
 int trainer_fill(struct trainer *, struct err *);
-double trainer_now(void);
 void trainer_tell(struct trainer *, enum train_note, int64_t step, const char *text);
 
 #endif

@@ -67,9 +67,7 @@ __device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_g
 template <int N> __device__ __forceinline__ void products_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
-__device__ __forceinline__ void products_end() { // and waits for them
-    asm volatile("wgmma.commit_group.sync.aligned;\n wgmma.wait_group.sync.aligned 0;" ::: "memory");
-}
+__device__ __forceinline__ void products_end() { products_commit(), products_wait<0>(); }
 __device__ __forceinline__ void visible_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Descriptors, from addresses in units of 16 bytes: one addition each. leading, stride: see the PTX manual, "strides"; swizzled

@@ -16,14 +16,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/base/clock.h"
 #include "core/model/dit_train.h"
 #include "core/train/parallel.h"
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static struct arch shape_arch(const char *shape) {
     static const struct {
@@ -152,10 +147,10 @@ int main(int argc, char **argv) {
     if (b.parallel) dit_train_on_grads(b.t, parallel_gradients, b.parallel);
     for (int i = 0; i < 4; i++) step(&b);
     float first = mean_loss(&b);
-    double begin = now();
+    double begin = clock_seconds();
     for (int i = 0; i < steps; i++) step(&b);
     float last = mean_loss(&b);
-    double ms = 1e3 * (now() - begin) / steps, gib = ((double)free_before - (double)b.k->device_memory(b.k)) / (1 << 30);
+    double ms = 1e3 * (clock_seconds() - begin) / steps, gib = ((double)free_before - (double)b.k->device_memory(b.k)) / (1 << 30);
     if (ranks.rank == 0)
         printf("{\"shape\": \"%s\", \"rows\": %d, \"gpus\": %d, \"ms\": %.2f, \"images_per_s\": %.0f, \"gib\": %.2f, \"loss\": "
                "[%.4f, %.4f]}\n",

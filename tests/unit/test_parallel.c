@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "core/train/parallel.h"
-#include "tests/test.h"
+#include "tests/unit/some_port.h"
 
 /* ---- the environment ---- */
 
@@ -152,15 +152,6 @@ static struct kern fake = {.name = "fake",
                            .comm_gather = fake_gather,
                            .comm_wait = fake_wait,
                            .comm_abort = fake_abort};
-
-static int some_port(void) {
-    struct sockaddr_in a = {.sin_family = AF_INET};
-    socklen_t size = sizeof a;
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-    CHECK(fd >= 0 && bind(fd, (struct sockaddr *)&a, sizeof a) == 0 && getsockname(fd, (struct sockaddr *)&a, &size) == 0);
-    close(fd);
-    return ntohs(a.sin_port);
-}
 
 // Ranks 1 .. size-1 as processes: each joins, and dies with or without a goodbye; the last one that is to live waits for the end
 // of its run

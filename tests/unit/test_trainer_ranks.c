@@ -2,13 +2,13 @@
 // A run of several ranks, here threads with the cpu back end whose exchanges go through memory: what they learn is what one alone
 // does, whoever steps which floats.
 #include <math.h>
-#include <netinet/in.h>
 #include <pthread.h>
 #include <unistd.h>
 
 #include "core/base/mem.h"
 #include "core/train/snapshot.h"
 #include "core/train/trainer.h"
+#include "tests/unit/some_port.h"
 #include "tests/unit/tiny_train.h"
 
 #define MOST 3
@@ -136,15 +136,6 @@ static void *run_rank(void *ctx) {
     }
     trainer_free(t);
     return NULL;
-}
-
-static int some_port(void) {
-    struct sockaddr_in a = {.sin_family = AF_INET};
-    socklen_t size = sizeof a;
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-    CHECK(fd >= 0 && bind(fd, (struct sockaddr *)&a, sizeof a) == 0 && getsockname(fd, (struct sockaddr *)&a, &size) == 0);
-    close(fd);
-    return ntohs(a.sin_port);
 }
 
 // All ranks' runs in a folder of that name, to their ends
